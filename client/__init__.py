@@ -1,0 +1,1 @@
+"""A hospital: its data, its local training, and the only door out."""

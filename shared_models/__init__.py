@@ -1,0 +1,1 @@
+"""What the coordinator and every site hold the same copy of."""

@@ -1,0 +1,1 @@
+"""Virtual hospitals on one machine."""
