@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Set before anything imports torch, flwr or ray, and inherited by the processes that tests start.
@@ -17,6 +18,10 @@ os.environ.update(
     # A terminal of one known width, whatever the one is that the tests run in.
     COLUMNS="120",
 )
+
+# No test asserts a time, and a machine may be busy.
+hypothesis.settings.register_profile("consilium", deadline=None)
+hypothesis.settings.load_profile("consilium")
 
 ROOT = Path(__file__).parent.parent
 
