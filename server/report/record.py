@@ -1,0 +1,105 @@
+"""What a run directory holds, read without trusting that the run came to its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from shared_models.errors import BadInput
+from shared_models.job import Job
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The files of a run directory that the report is made from."""
+
+    folder: Path
+    run: dict[str, Any]
+    job: Job
+    job_text: str
+    events: list[Event]
+    unreadable_events: int
+    evaluations: dict[str, Any] | None
+
+    def all(self, kind: str) -> list[Event]:
+        """The events of one kind, in the order they happened."""
+        return [event for event in self.events if event["event"] == kind]
+
+    def last(self, kind: str) -> Event | None:
+        """The last event of one kind, or None."""
+        return next((event for event in reversed(self.events) if event["event"] == kind), None)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read a run directory; a run that was killed has an events file with a torn line and no evaluations.
+
+    Raises:
+        BadInput: the folder is no run directory, or one of its JSON or YAML files cannot be read.
+    """
+    if not (folder / "run.json").is_file():
+        raise BadInput(f"{folder}: no run.json in it, so this is not a run directory; name one that a run wrote")
+    job_text = _read_text(folder / "job.yaml")
+    try:
+        job = Job.model_validate(yaml.safe_load(job_text))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise BadInput(f"{folder / 'job.yaml'}: not the resolved job of a run: {error}") from error
+    events, unreadable = _read_events(folder / "events.jsonl")
+    evaluations = folder / "evaluations.json"
+    return RunRecord(
+        folder=folder,
+        run=_read_json(folder / "run.json"),
+        job=job,
+        job_text=job_text,
+        events=events,
+        unreadable_events=unreadable,
+        evaluations=_read_json(evaluations) if evaluations.exists() else None,
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); the run directory is incomplete") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not JSON (line {error.lineno}: {error.msg})") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read_events(path: Path) -> tuple[list[Event], int]:
+    """The events that count, and the number of lines that a kill left torn.
+
+    A resumed run repeats what came after its checkpoint (`resumed_from`, the last round that was kept): only the
+    repetition counts, and an end that was noted before the resumption is no end.
+    """
+    events: list[Event] = []
+    unreadable = 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            unreadable += bool(line.strip())
+            continue
+        if not isinstance(event, dict) or "event" not in event:
+            unreadable += 1
+            continue
+        if event["event"] == "run_started":
+            kept = event.get("resumed_from") or 0
+            events = [old for old in events if old["event"] != "run_finished" and old.get("round", 0) <= kept]
+        events.append(event)
+    return events, unreadable

@@ -1,0 +1,216 @@
+"""The content of `report.json`, from which the page is drawn too: docs/report.md says what every field means."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from server.report.answer import answer, uncertain, verdicts, worst_hospital
+from server.report.participation import left_out, participation, sites
+from server.report.record import RunRecord
+
+SCHEMA = "consilium-report/1"
+
+
+def summarise(record: RunRecord) -> dict[str, Any]:
+    """Everything the report says, as JSON types; a number that is not finite becomes null."""
+    evaluations = record.evaluations or {}
+    models = evaluations.get("models", {})
+    metrics = _metrics(evaluations)
+    entries = participation(record)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        **_ending(record),
+        "run": _identity(record),
+        "task": record.job.task.kind,
+        "split": evaluations.get("split", "test"),
+        "bootstrap": evaluations.get("bootstrap"),
+        "headline_metric": _headline(record, metrics),
+        "metrics": metrics,
+        "models": models,
+        "differences": evaluations.get("differences", {}),
+        "curves": evaluations.get("curves", {}),
+        "rounds": _rounds(record, entries),
+        "baselines": _baselines(record),
+        "sites": _sites(record, entries),
+        "participation": entries,
+        "quarantine": _quarantine(record),
+        "cost": _cost(record, entries),
+    }
+    report = finite(report)
+    headline = report["headline_metric"]
+    report["verdicts"] = verdicts(report)
+    report["worst_hospital"] = {model: worst_hospital(report, model, headline) for model in report["models"]}
+    report["answer"] = answer(report)
+    report["warnings"] = _warnings(record, report)
+    return report
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null for every NaN and infinity, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _ending(record: RunRecord) -> dict[str, Any]:
+    end = record.last("run_finished")
+    if end is None:
+        return {"status": "unfinished", "reason": "the run has no end on record: it is still going on, or was killed"}
+    return {"status": end["status"], "reason": end.get("reason")}
+
+
+def _identity(record: RunRecord) -> dict[str, Any]:
+    start, end = record.last("run_started") or {}, record.last("run_finished") or {}
+    finished = record.all("round_finished")
+    best = [event["round"] for event in record.all("validated") if event.get("best")]
+    keys = ("consilium", "versions", "seed", "job_hash", "split_hash", "engine", "workers", "threads", "device")
+    return {
+        "name": record.run.get("name", record.job.name),
+        "created": record.run.get("created"),
+        **{key: record.run.get(key) for key in keys},
+        "command": record.run.get("command"),
+        "model": record.job.model.name,
+        "parameters": start.get("parameters"),
+        "bytes_model": start.get("bytes_model"),
+        "sites": sites(record),
+        "rounds_planned": record.job.federation.rounds,
+        "rounds_finished": len({event["round"] for event in finished}),
+        "best_round": end.get("best_round") or (best[-1] if best else None),
+        "fingerprint": end.get("fingerprint") or (finished[-1].get("fingerprint") if finished else None),
+        "resumed": sum(1 for event in record.all("run_started") if event.get("resumed_from") is not None),
+        "exit_code": end.get("exit_code"),
+    }
+
+
+def _metrics(evaluations: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each metric with its label and direction, and the digits that its values deserve (3 for shares, else 2)."""
+    largest: dict[str, float] = {}
+    for by_hospital in evaluations.get("models", {}).values():
+        for rows in by_hospital.values():
+            for name, row in rows.items():
+                largest[name] = max(largest.get(name, 0.0), abs(row.get("value") or 0.0))
+    declared = evaluations.get("metrics", {})
+    metrics = {}
+    for name in dict.fromkeys([*declared, *largest]):
+        info = {"label": name, "larger_is_better": True, "unit": "", "headline": True, **declared.get(name, {})}
+        label = f"{info['label']} ({info['unit']})" if info["unit"] else info["label"]
+        metrics[name] = {**info, "label": label, "digits": 3 if largest.get(name, 0.0) <= 1.5 else 2}
+    return metrics
+
+
+def _headline(record: RunRecord, metrics: dict[str, Any]) -> str | None:
+    wanted = record.job.selection_metric()
+    return wanted if wanted in metrics else next(iter(metrics), None)
+
+
+def _rounds(record: RunRecord, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    validated = {event["round"]: event for event in record.all("validated")}
+    finished = {event["round"]: event for event in record.all("round_finished")}
+    retries = [event["round"] for event in record.all("round_retried")]
+    rows = []
+    for number in sorted({*finished, *validated}):
+        end, check = finished.get(number, {}), validated.get(number, {})
+        mine = [entry for entry in entries if entry["round"] == number]
+        rows.append(
+            {
+                "round": number,
+                "loss": end.get("loss"),
+                "loss_by_site": {entry["site"]: entry["loss"] for entry in mine if entry["status"] == "used"},
+                "validation": check.get("metrics", {}),
+                "validation_by_site": check.get("by_site", {}),
+                "best": bool(check.get("best")),
+                "update_norm": end.get("update_norm"),
+                "sites_used": sum(entry["status"] == "used" for entry in mine),
+                "retries": retries.count(number),
+                "seconds": end.get("seconds"),
+                "bytes_sent": sum(entry["bytes_sent"] for entry in mine),
+                "bytes_received": sum(entry["bytes_received"] for entry in mine),
+                "fingerprint": end.get("fingerprint"),
+            }
+        )
+    return rows
+
+
+def _baselines(record: RunRecord) -> dict[str, dict[str, Any]]:
+    keys = ("steps", "seconds", "best_round", "curve")
+    return {event["model"]: {key: event.get(key) for key in keys} for event in record.all("baseline_finished")}
+
+
+def _sites(record: RunRecord, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    ready = {event["site"]: event for event in record.all("site_ready")}
+    refused = {event["site"]: event.get("reason") for event in record.all("site_refused")}
+    rows = {}
+    for site in sites(record):
+        event = ready.get(site, {})
+        used = [entry for entry in entries if entry["site"] == site and entry["status"] == "used"]
+        mine = [entry for entry in entries if entry["site"] == site]
+        rows[site] = {
+            "cases": event.get("cases", {}),
+            "patients": event.get("patients", {}),
+            "classes": event.get("classes", {}),
+            "quarantined": len(event.get("quarantined", {})),
+            "duplicates": event.get("duplicates", 0),
+            "refused": refused.get(site),
+            "rounds_drawn": len({e["round"] for e in mine if e["status"] not in ("not_drawn", "refused")}),
+            "rounds_used": len(used),
+            "cases_used": sum(entry["cases"] for entry in used),
+            "cases_skipped": sum(entry["skipped"] for entry in mine),
+            "bytes_sent": sum(entry["bytes_sent"] for entry in mine),
+            "bytes_received": sum(entry["bytes_received"] for entry in mine),
+        }
+    return rows
+
+
+def _quarantine(record: RunRecord) -> list[dict[str, Any]]:
+    ready = {event["site"]: event for event in record.all("site_ready")}
+    return [
+        {"site": site, "case": case, "reason": reason}
+        for site, event in ready.items()
+        for case, reason in event.get("quarantined", {}).items()
+    ]
+
+
+def _cost(record: RunRecord, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    end, judged = record.last("run_finished") or {}, record.last("judged") or {}
+    baselines = {event["model"]: event.get("seconds") or 0.0 for event in record.all("baseline_finished")}
+    ready = {event["site"]: event.get("seconds") or 0.0 for event in record.all("site_ready")}
+    return {
+        "seconds": {
+            "total": end.get("seconds"),
+            "preflight": sum(ready.values()),
+            "federated": sum(event.get("seconds") or 0.0 for event in record.all("round_finished")),
+            "baselines": baselines,
+            "evaluation": judged.get("seconds"),
+        },
+        "bytes": {
+            "training_sent_by_sites": sum(entry["bytes_sent"] for entry in entries),
+            "training_received_by_sites": sum(entry["bytes_received"] for entry in entries),
+            "sent_by_coordinator": end.get("bytes_sent"),
+            "received_by_coordinator": end.get("bytes_received"),
+        },
+    }
+
+
+def _warnings(record: RunRecord, report: dict[str, Any]) -> list[str]:
+    texts = [f"{site} took no part: {row['refused']}" for site, row in report["sites"].items() if row["refused"]]
+    texts += left_out(report["participation"])
+    bad = report["quarantine"]
+    if bad:
+        where = len({row["site"] for row in bad})
+        cases, places = "case was" if len(bad) == 1 else "cases were", "hospital" if where == 1 else "hospitals"
+        texts.append(f"{len(bad)} {cases} quarantined at {where} {places}; the reasons are listed below.")
+    for site, row in report["sites"].items():
+        if row["duplicates"]:
+            pairs = "pair of cases has" if row["duplicates"] == 1 else "pairs of cases have"
+            texts.append(f"{site}: {row['duplicates']} {pairs} equal pixels in different splits.")
+    if report["models"]:
+        texts += uncertain(report)
+    texts += [event["text"] for event in record.all("warning")]
+    if record.unreadable_events:
+        texts.append(f"{record.unreadable_events} lines of events.jsonl could not be read and are not counted here.")
+    return list(dict.fromkeys(texts))
