@@ -1,0 +1,207 @@
+"""Classification: every case gets one class (single_label) or any number of findings (multi_label).
+
+All metrics come from sums that sites can add: histograms of the probabilities of positive and negative cases per
+class, a confusion table, squared errors and calibration bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared_models.errors import BadInput
+from shared_models.job import ClassificationTask, Job
+from shared_models.tasks import histograms
+from shared_models.tasks.shape import to_size
+from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
+from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, check_finite
+
+CALIBRATION_BINS = 15
+THRESHOLD = 0.5
+
+
+class Classification:
+    """The classification task of a job; see `Task` for the methods.
+
+    A record's `values`: "probabilities", one per class, and "label": [index] (single_label), or 0 or 1 per class.
+    """
+
+    def __init__(self, section: ClassificationTask) -> None:
+        self.classes = section.classes
+        self.outputs = len(section.classes)
+        self.single = section.mode == "single_label"
+        # With two exclusive classes the first mirrors the second: only the second is ranked.
+        self.ranked = list(range(self.outputs))[1:] if self.single and self.outputs == 2 else list(range(self.outputs))
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Cross entropy, or binary cross entropy over all findings, mean over the batch.
+
+        Args:
+            logits: (B, classes), any float type.
+            label: int64 (B,) for single_label, float (B, classes) of 0 and 1 for multi_label.
+        """
+        if self.single:
+            return F.cross_entropy(logits.float(), label)
+        return F.binary_cross_entropy_with_logits(logits.float(), label.float())
+
+    @torch.no_grad()
+    def infer(self, network: nn.Module, images: Tensor, job: Job) -> Tensor:
+        """Probabilities (B, classes) of images (B, C, *spatial), padded or cropped to the centre of the job's crop."""
+        network.eval()
+        logits = network(to_size(images, job.data.crop)).float()
+        return torch.softmax(logits, dim=1) if self.single else torch.sigmoid(logits)
+
+    def judge(self, probabilities: Tensor, sample: dict[str, Any]) -> CaseRecord:
+        """Probabilities (classes,) beside the label: an integer (single_label) or 0 and 1 (classes,)."""
+        check_finite(probabilities, sample["id"])
+        label = np.atleast_1d(np.asarray(sample["label"]))
+        values = self.outputs if self.single else 2
+        fits = label.shape == ((1,) if self.single else (self.outputs,))
+        if tuple(probabilities.shape) != (self.outputs,) or not fits or label.max() >= values:
+            raise BadInput(
+                f"Case {sample['id']}: {tuple(probabilities.shape)} probabilities and the label {label.tolist()} do "
+                f"not fit a {'single_label' if self.single else 'multi_label'} task with {self.outputs} classes."
+            )
+        record: dict[str, list[float | None]] = {
+            "probabilities": probabilities.cpu().double().tolist(),
+            "label": label.astype(float).tolist(),
+        }
+        return CaseRecord(sample["id"], sample["patient"], record)
+
+    def sums(self, records: Sequence[CaseRecord], weights: np.ndarray) -> Sums:
+        """For each replicate:
+
+        "positives", "negatives" (ranked classes, bins) · "confusion" (true, predicted), or per finding (classes,
+        true, predicted) for multi_label · "squared_error" () · "calibration" (n, Σ confidence, Σ correct; bins).
+        """
+        shape = (len(records), self.outputs)
+        probabilities = np.array([record.values["probabilities"] for record in records], dtype=float).reshape(shape)
+        label = np.array([record.values["label"] for record in records], dtype=float).astype(int)
+        truth = np.eye(self.outputs)[label.reshape(-1)] if self.single else label.reshape(shape).astype(float)
+        kinds = self._kinds(weights, probabilities[:, self.ranked], truth[:, self.ranked].astype(int))
+        return population([record.patient for record in records], weights) | {
+            "negatives": kinds[:, :, 0],
+            "positives": kinds[:, :, 1],
+            "confusion": self._confusion(weights, probabilities, truth),
+            "squared_error": weighted_sums(weights, ((probabilities - truth) ** 2).mean(axis=1)),
+            "calibration": self._calibration(weights, probabilities, truth),
+        }
+
+    def _kinds(self, weights: np.ndarray, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Histograms (replicates, ranked, negative and positive, bins)."""
+        bins = histograms.BINS
+        cells = (np.arange(len(self.ranked)) * 2 + truth) * bins + histograms.bin_of(probabilities)
+        return _count(weights, cells, 2 * bins * len(self.ranked)).reshape(len(weights), -1, 2, bins)
+
+    def _confusion(self, weights: np.ndarray, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Tables (replicates, true, predicted), or (replicates, classes, true, predicted) for multi_label."""
+        if self.single:
+            cells = truth.argmax(axis=1) * self.outputs + probabilities.argmax(axis=1)
+            return _count(weights, cells[:, None], self.outputs**2).reshape(-1, self.outputs, self.outputs)
+        cells = np.arange(self.outputs) * 4 + truth.astype(int) * 2 + (probabilities >= THRESHOLD)
+        return _count(weights, cells, self.outputs * 4).reshape(-1, self.outputs, 2, 2)
+
+    def _calibration(self, weights: np.ndarray, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """(replicates, 3, bins): n, Σ confidence, Σ correct; of the top class, or of all findings for multi_label."""
+        if self.single:
+            top = probabilities.argmax(axis=1)[:, None]
+            confidence, correct = (np.take_along_axis(values, top, axis=1) for values in (probabilities, truth))
+        else:
+            confidence, correct = probabilities, truth
+        # Equal bins, closed on the right as in Guo et al. 2017.
+        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+        cells = np.arange(len(confidence))[:, None] * CALIBRATION_BINS + bins
+        by_case = [
+            np.bincount(cells.ravel(), values.ravel(), len(confidence) * CALIBRATION_BINS).reshape(-1, CALIBRATION_BINS)
+            for values in (np.ones_like(confidence), confidence, correct)
+        ]
+        return weighted_sums(weights, np.stack(by_case, axis=1))
+
+    def metrics(self, sums: Sums) -> dict[str, np.ndarray]:
+        """Ranking per class and its mean over the classes that have both kinds of cases, accuracies, calibration.
+
+        brier: mean squared difference of probability and outcome over cases and classes (Brier 1950; for two classes
+        the usual binary score). calibration_error: expected calibration error (Guo et al. 2017, eq. 3); resampling
+        tends to raise it, so that its interval reaches further up than down. For multi_label, the accuracies are means
+        over findings, at a threshold of 0.5.
+        """
+        metrics: dict[str, np.ndarray] = {}
+        for name, measure in {"auroc": histograms.auroc, "average_precision": histograms.average_precision}.items():
+            by_class = measure(sums["positives"], sums["negatives"])
+            metrics[name] = mean_of_defined(by_class)
+            metrics |= {f"{name}/{self.classes[k]}": by_class[:, row] for row, k in enumerate(self.ranked)}
+        metrics["balanced_accuracy"], metrics["accuracy"] = self._accuracies(sums["confusion"])
+        n, confidence, correct = sums["calibration"].transpose(1, 0, 2)
+        metrics["calibration_error"] = ratio(np.abs(confidence - correct).sum(axis=1), n.sum(axis=1))
+        metrics["brier"] = ratio(sums["squared_error"], sums["cases"])
+        return metrics
+
+    def _accuracies(self, confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Balanced (mean recall) and plain accuracy, each (replicates,)."""
+        right = np.diagonal(confusion, axis1=-2, axis2=-1)
+        recall = ratio(right, confusion.sum(axis=-1))
+        accuracy = ratio(right.sum(axis=-1), confusion.sum(axis=(-2, -1)))
+        if self.single:
+            return mean_of_defined(recall), accuracy
+        # A finding that all cases have, or none, has no balanced accuracy: nan in one recall makes it nan.
+        return mean_of_defined(recall.mean(axis=-1)), accuracy.mean(axis=-1)
+
+    def counts(self, sums: Sums) -> dict[str, int]:
+        """Cases behind every metric: all, or none for a ranking of a class without both kinds of cases."""
+        judged = int(sums["cases"][0])
+        return {name: judged if np.isfinite(value[0]) else 0 for name, value in self.metrics(_first(sums)).items()}
+
+    def metric_info(self) -> dict[str, MetricInfo]:
+        """Labels and directions."""
+        info: dict[str, MetricInfo] = {}
+        for name, label in {"auroc": "AUROC", "average_precision": "Average precision"}.items():
+            info[name] = {"label": label, "larger_is_better": True, "unit": "", "headline": True}
+            for k in self.ranked:
+                text = f"{label}, {self.classes[k]}"
+                info[f"{name}/{self.classes[k]}"] = {
+                    "label": text, "larger_is_better": True, "unit": "", "headline": False,
+                }  # fmt: skip
+        for name, label, larger, headline in (
+            ("balanced_accuracy", "Balanced accuracy", True, True),
+            ("accuracy", "Accuracy", True, False),
+            ("calibration_error", "Calibration error", False, True),
+            ("brier", "Brier score", False, False),
+        ):
+            info[name] = {"label": label, "larger_is_better": larger, "unit": "", "headline": headline}
+        return info
+
+    def curves(self, sums: Sums) -> dict[str, Any]:
+        """{"roc": {class: {"fpr", "tpr"}}, "reliability": {"confidence", "observed", "n"}}.
+
+        Classes without both kinds of cases have no ROC curve; calibration bins without a case are left out.
+        """
+        positives, negatives = sums["positives"][0], sums["negatives"][0]
+        roc = {
+            self.classes[k]: histograms.roc_points(positives[row], negatives[row])
+            for row, k in enumerate(self.ranked)
+            if positives[row].any() and negatives[row].any()
+        }
+        n, confidence, correct = sums["calibration"][0][:, sums["calibration"][0, 0] > 0]
+        reliability = {
+            "confidence": (confidence / n).tolist(),
+            "observed": (correct / n).tolist(),
+            "n": [int(count) for count in n],
+        }
+        return {"roc": roc, "reliability": reliability}
+
+
+def _count(weights: np.ndarray, cells: np.ndarray, size: int) -> np.ndarray:
+    """Weighted histograms (replicates, size): case i adds its weight to the cells[i], which differ from each other."""
+    total = np.zeros((size, len(weights)))
+    for of_case, weight in zip(cells, weights.T, strict=True):
+        total[of_case] += weight
+    return np.ascontiguousarray(total.T)
+
+
+def _first(sums: Sums) -> Sums:
+    return {name: values[:1] for name, values in sums.items()}

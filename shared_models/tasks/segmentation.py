@@ -1,0 +1,196 @@
+"""Segmentation: every voxel gets one class.
+
+How an organ that is not there is counted, per class and case:
+
+| label | prediction | counted as | Dice, surface Dice | HD95 |
+|---|---|---|---|---|
+| there | there | found | as measured | as measured |
+| there | empty | missed | 0 | the diagonal of the image in mm: a miss costs, it is not left out |
+| empty | there | false | 0 | left out |
+| empty | empty | nothing | left out | left out |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shared_models.errors import BadInput
+from shared_models.job import Job, SegmentationTask
+from shared_models.tasks.shape import to_size
+from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
+from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, check_finite
+
+WINDOWS_AT_ONCE = 4
+MEASURES = ("dice", "surface_dice", "hd95")
+EVENTS = ("missed", "false")
+
+
+class Segmentation:
+    """The segmentation task of a job; see `Task` for the methods.
+
+    A record's `values` hold one entry per class but the background: "dice" and "surface_dice" (0..1), "hd95" (mm),
+    "missed" and "false" (0 or 1).
+    """
+
+    def __init__(self, section: SegmentationTask) -> None:
+        self.outputs = len(section.classes)
+        self.organs = section.classes[1:]
+        self.tolerance_mm = section.surface_tolerance_mm
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Dice (without the background) plus cross entropy, equally weighted, mean over the batch.
+
+        Args:
+            logits: (B, classes, *spatial), any float type.
+            label: (B, 1, *spatial), integers.
+        """
+        return self._dice_and_cross_entropy(logits.float(), label)
+
+    @cached_property
+    def _dice_and_cross_entropy(self) -> Callable[[Tensor, Tensor], Tensor]:
+        from monai.losses import DiceCELoss
+
+        return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+
+    @torch.no_grad()
+    def infer(self, network: nn.Module, images: Tensor, job: Job) -> Tensor:
+        """Probabilities (B, classes, *spatial) of images (B, C, *spatial).
+
+        An image that fits into the training patch is padded to it; a larger one is covered with overlapping windows,
+        whose logits are blended with Gaussian weights.
+        """
+        network.eval()
+        size = list(images.shape[2:])
+        if all(have <= crop for have, crop in zip(size, job.data.crop, strict=True)):
+            logits = to_size(network(to_size(images, job.data.crop)), size)
+        else:
+            from monai.inferers import SlidingWindowInferer
+
+            windows = SlidingWindowInferer(job.data.crop, WINDOWS_AT_ONCE, overlap=0.25, mode="gaussian")
+            logits = torch.as_tensor(windows(images, network))
+        return torch.softmax(logits.float(), dim=1)
+
+    def judge(self, probabilities: Tensor, sample: dict[str, Any]) -> CaseRecord:
+        """Dice, surface Dice and HD95 of every class of one case.
+
+        Args:
+            probabilities: (classes, *spatial).
+            sample: "label" (1, *spatial) integers, "spacing" in mm per axis, "id" and "patient".
+        """
+        label = sample["label"][0].cpu().numpy()
+        if tuple(probabilities.shape) != (self.outputs, *label.shape):
+            raise BadInput(
+                f"Case {sample['id']}: the prediction has shape {tuple(probabilities.shape)}, expected "
+                f"{(self.outputs, *label.shape)} (classes, then the label's shape)."
+            )
+        check_finite(probabilities, sample["id"])
+        predicted = probabilities.argmax(dim=0).cpu().numpy()
+        spacing = [float(step) for step in sample["spacing"]]
+        diagonal_mm = float(np.linalg.norm(np.array(label.shape) * spacing))
+        values = self._judge_classes(*_foreground_box(predicted, label), spacing, diagonal_mm)
+        return CaseRecord(sample["id"], sample["patient"], values)
+
+    def _judge_classes(
+        self, predicted: np.ndarray, label: np.ndarray, spacing: list[float], diagonal_mm: float
+    ) -> dict[str, list[float | None]]:
+        pairs = np.bincount(
+            label.ravel().astype(np.int64) * self.outputs + predicted.ravel(), minlength=self.outputs**2
+        ).reshape(self.outputs, self.outputs)
+        in_label, in_prediction = pairs.sum(axis=1)[1:], pairs.sum(axis=0)[1:]
+        missed = (in_label > 0) & (in_prediction == 0)
+        false = (in_label == 0) & (in_prediction > 0)
+        found = (in_label > 0) & (in_prediction > 0)
+
+        dice = np.full(len(self.organs), np.nan)
+        np.divide(2.0 * np.diag(pairs)[1:], in_label + in_prediction, out=dice, where=in_label + in_prediction > 0)
+        surface_dice = np.where(missed | false, 0.0, np.nan)
+        hd95 = np.where(missed, diagonal_mm, np.nan)
+        for k in np.flatnonzero(found):
+            hd95[k], surface_dice[k] = _surfaces(predicted == k + 1, label == k + 1, spacing, self.tolerance_mm)
+        measured = {"dice": dice, "surface_dice": surface_dice, "hd95": hd95}
+        values: dict[str, list[float | None]] = {
+            name: [None if np.isnan(value) else float(value) for value in row] for name, row in measured.items()
+        }
+        return values | {"missed": [float(event) for event in missed], "false": [float(event) for event in false]}
+
+    def sums(self, records: Sequence[CaseRecord], weights: np.ndarray) -> Sums:
+        """Per measure Σ and the number of cases it is defined in, per event its number: (replicates, classes - 1)."""
+        sums: Sums = population([record.patient for record in records], weights)
+        for name in (*MEASURES, *EVENTS):
+            rows = [record.values[name] for record in records]
+            terms = np.array(rows, dtype=float).reshape(len(records), len(self.organs))
+            sums[name] = weighted_sums(weights, terms)
+            if name in MEASURES:
+                sums[f"{name}_n"] = weighted_sums(weights, np.isfinite(terms).astype(float))
+        return sums
+
+    def metrics(self, sums: Sums) -> dict[str, np.ndarray]:
+        """Means over cases per class, the mean of these over classes, and the total of missed and false organs."""
+        metrics: dict[str, np.ndarray] = {}
+        for name in MEASURES:
+            by_class = ratio(sums[name], sums[f"{name}_n"])
+            metrics[name] = mean_of_defined(by_class)
+            metrics |= {f"{name}/{organ}": by_class[:, k] for k, organ in enumerate(self.organs)}
+        return metrics | {name: sums[name].sum(axis=1) for name in EVENTS}
+
+    def counts(self, sums: Sums) -> dict[str, int]:
+        """Cases behind every metric: of a class those in which it is defined, of a mean over classes all judged."""
+        judged = int(sums["cases"][0])
+        counts: dict[str, int] = {}
+        for name in MEASURES:
+            by_class = [int(n) for n in sums[f"{name}_n"][0]]
+            counts[name] = judged if any(by_class) else 0
+            counts |= {f"{name}/{organ}": n for organ, n in zip(self.organs, by_class, strict=True)}
+        return counts | dict.fromkeys(EVENTS, judged)
+
+    def metric_info(self) -> dict[str, MetricInfo]:
+        """Labels and directions."""
+        labels = {"dice": "Dice", "surface_dice": f"Surface Dice at {self.tolerance_mm:g} mm", "hd95": "HD95"}
+        info: dict[str, MetricInfo] = {}
+        for name, label in labels.items():
+            larger, unit = name != "hd95", "mm" if name == "hd95" else ""
+            info[name] = {"label": label, "larger_is_better": larger, "unit": unit, "headline": True}
+            for organ in self.organs:
+                text = f"{label}, {organ}"
+                info[f"{name}/{organ}"] = {"label": text, "larger_is_better": larger, "unit": unit, "headline": False}
+        for name, label in {"missed": "Missed organs", "false": "False organs"}.items():
+            info[name] = {"label": label, "larger_is_better": False, "unit": "", "headline": False}
+        return info
+
+    def curves(self, sums: Sums) -> dict[str, Any]:
+        """None: segmentations are drawn as pictures."""
+        return {}
+
+
+def _foreground_box(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both cut to the smallest box around all foreground; surfaces and overlaps are the same there, only faster."""
+    foreground = (predicted > 0) | (label > 0)
+    axes = range(foreground.ndim)
+    occupied = [np.flatnonzero(foreground.any(axis=tuple(set(axes) - {axis}))) for axis in axes]
+    box = tuple(slice(where[0], where[-1] + 1) if len(where) else slice(0) for where in occupied)
+    return predicted[box], label[box]
+
+
+def _surfaces(
+    predicted: np.ndarray, label: np.ndarray, spacing: list[float], tolerance_mm: float
+) -> tuple[float, float]:
+    """HD95 in mm and normalised surface Dice of two masks, neither empty.
+
+    The same numbers as MONAI's `compute_hausdorff_distance(percentile=95)` (the larger of both directions) and
+    `compute_surface_dice` (Seidlitz et al. 2022, eq. 1; a surface is the voxels of a mask that touch its outside),
+    from one pass over the surfaces instead of two with a crop each: four times faster on a hippocampus.
+    """
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import KDTree
+
+    surfaces = [np.argwhere(mask & ~binary_erosion(mask)) * spacing for mask in (predicted, label)]
+    distances = [KDTree(surfaces[1]).query(surfaces[0])[0], KDTree(surfaces[0]).query(surfaces[1])[0]]
+    hd95 = max(float(np.percentile(distance, 95)) for distance in distances)
+    # A rounding error must not decide whether a voxel exactly at the tolerance is within.
+    return hd95, float(np.mean(np.concatenate(distances) <= tolerance_mm * (1 + 1e-6)))

@@ -1,0 +1,99 @@
+"""What a task is: its loss, its inference, how it judges a case and which sums of that judgement may leave a site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+from torch import Tensor, nn
+
+from shared_models.errors import BadInput
+from shared_models.job import Job
+
+Sums = dict[str, np.ndarray]
+"""Named float64 arrays (replicates, ...); the sums of two sites, added, are the sums of both together."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What one model did on one case. It stays at the site; only sums over records leave.
+
+    `values` holds lists of numbers, None where a number is undefined; each task says which.
+    """
+
+    case: str
+    patient: str
+    values: dict[str, list[float | None]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dictionaries, lists and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> CaseRecord:
+        """The inverse of `to_json`. Raises BadInput when a key is missing or unknown."""
+        expected = {"case", "patient", "values"}
+        if set(content) != expected:
+            raise BadInput(
+                f"A case record has the keys {sorted(content)}; expected {sorted(expected)}. "
+                "The file was written by another version or edited: evaluate the model again."
+            )
+        return cls(**content)
+
+
+class MetricInfo(TypedDict):
+    """How a metric is shown."""
+
+    label: str
+    larger_is_better: bool
+    unit: str  # "" or "mm"
+    headline: bool  # belongs in the summary table; the first such metric tells the story
+
+
+class Task(Protocol):
+    """One task with its classes. Add one: a file in this folder, an entry in `TASKS`, a section in `job.py`."""
+
+    outputs: int
+    """Channels (segmentation) or logits (classification) of the network."""
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Mean over the batch, a float32 scalar."""
+
+    def infer(self, network: nn.Module, images: Tensor, job: Job) -> Tensor:
+        """Probabilities of images (B, C, *spatial): (B, classes, *spatial) or (B, classes), float32, no gradient.
+
+        Images lie on the network's device. Switches the network to evaluation mode and leaves it there.
+        """
+
+    def judge(self, probabilities: Tensor, sample: dict[str, Any]) -> CaseRecord:
+        """Compares the probabilities of one case (no batch axis) with its label.
+
+        `sample` holds "label", "id", "patient" and "spacing" as the site's data pipeline prepares them. Raises
+        BadInput when the probabilities are not finite or do not fit the label.
+        """
+
+    def sums(self, records: Sequence[CaseRecord], weights: np.ndarray) -> Sums:
+        """Sums over cases, one row per replicate, of weights (replicates, cases); always with "cases", "patients"."""
+
+    def metrics(self, sums: Sums) -> dict[str, np.ndarray]:
+        """Metrics (replicates,) of a site's or of pooled sums; nan where undefined."""
+
+    def counts(self, sums: Sums) -> dict[str, int]:
+        """For every metric the number of cases behind its value (row 0 of the sums)."""
+
+    def metric_info(self) -> dict[str, MetricInfo]:
+        """For every metric how to show it, the most important first."""
+
+    def curves(self, sums: Sums) -> dict[str, Any]:
+        """Curves to draw, from row 0 of the sums, as lists and numbers; {} where a task has none."""
+
+
+def check_finite(probabilities: Tensor, case: str) -> None:
+    """Raises BadInput when a network gave NaN or infinity for a case."""
+    if not bool(probabilities.isfinite().all()):
+        raise BadInput(
+            f"Case {case}: the network's output has values that are not finite. Its weights have diverged: "
+            "lower the learning rate, or look for extreme intensities in this image."
+        )

@@ -1,0 +1,204 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from shared_models.errors import BadInput
+from shared_models.job import SegmentationTask
+from shared_models.tasks import CaseRecord
+from shared_models.tasks.bootstrap import interval, pooled, replicate_weights
+from shared_models.tasks.segmentation import Segmentation
+
+CLASSES = ["background", "liver", "spleen"]
+SECTION = SegmentationTask(kind="segmentation", classes=CLASSES)
+TASK = Segmentation(SECTION)
+
+
+def judged(predicted, label, spacing=None, case="c1", patient="p1"):
+    predicted, label = torch.as_tensor(predicted), torch.as_tensor(label)
+    probabilities = torch.moveaxis(nn.functional.one_hot(predicted.long(), 3), -1, 0).float()
+    sample = {
+        "label": label[None].to(torch.uint8),
+        "id": case,
+        "patient": patient,
+        "spacing": spacing or (1.0,) * label.ndim,
+    }
+    return TASK.judge(probabilities, sample)
+
+
+def square(value, size=20, start=5, stop=12):
+    mask = np.zeros((size, size), dtype=np.uint8)
+    mask[start:stop, start:stop] = value
+    return mask
+
+
+def metrics_of(records, replicates=0):
+    weights = replicate_weights([record.patient for record in records], replicates, seed=0)
+    sums = TASK.sums(records, weights)
+    return TASK.metrics(sums), TASK.counts(sums)
+
+
+def test_loss_is_near_zero_only_for_the_right_answer():
+    label = torch.from_numpy(square(1) + square(2, start=14, stop=18))[None, None]
+    right = 20.0 * torch.moveaxis(nn.functional.one_hot(label[:, 0].long(), 3), -1, 1).float()
+    assert TASK.loss(right, label).item() == pytest.approx(0.0, abs=1e-3)
+    wrong = right.roll(1, dims=1).requires_grad_()
+    loss = TASK.loss(wrong, label)
+    assert loss.item() > 5
+    loss.backward()
+    assert wrong.grad.abs().sum() > 0
+    assert TASK.loss(right.bfloat16(), label).dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 8), (5, 7), (20, 13), (20, 5)])
+def test_every_size_of_image_gets_probabilities_at_its_own_voxels(job_for, size):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))  # one voxel in, one voxel out: windows cannot matter
+    before = [buffer.clone() for buffer in network.buffers()]
+    images = torch.randn(2, 2, *size)
+    probabilities = TASK.infer(network, images, job_for(SECTION.model_dump()))
+    assert probabilities.shape == (2, 3, *size) and not probabilities.requires_grad
+    torch.testing.assert_close(probabilities, torch.softmax(network(images), dim=1))
+    assert all(torch.equal(a, b) for a, b in zip(before, network.buffers(), strict=True)), "running statistics stay"
+
+
+def test_network_sees_patches_of_the_crop_only(job_for):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, images):
+            seen.append(tuple(images.shape[2:]))
+            return images.repeat(1, 3, 1, 1, 1)
+
+    for size in [(30, 9, 16), (10, 9, 16)]:
+        TASK.infer(Spy(), torch.randn(1, 1, *size), job_for(SECTION.model_dump(), crop=(16, 16, 16)))
+    assert set(seen) == {(16, 16, 16)}
+
+
+def test_real_organ_is_judged_as_monai_judges_it(shared_data):
+    import nibabel
+    from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+    from scipy.ndimage import binary_dilation
+
+    path = shared_data / "hippocampus" / "labelsTr" / "hippocampus_001.nii.gz"
+    label = np.asarray(nibabel.load(path).dataobj).astype(np.uint8)
+    predicted = np.roll(label, 2, axis=0)
+    predicted[binary_dilation(label == 2) & (predicted == 0)] = 2
+    predicted[-1, -1, -1] = 1  # on the image's border, far away
+    spacing = (0.7, 1.0, 2.5)
+    values = judged(predicted, label, spacing).values
+
+    def one_hot(mask):
+        return torch.stack([torch.from_numpy(mask == k) for k in range(3)])[None]
+
+    pair = one_hot(predicted), one_hot(label)
+    hd95 = compute_hausdorff_distance(*pair, percentile=95, spacing=spacing)[0]
+    surface = compute_surface_dice(*pair, class_thresholds=[1.0, 1.0], spacing=spacing)[0]
+    assert values["dice"] == pytest.approx(compute_dice(*pair, include_background=False)[0].tolist())
+    assert values["hd95"] == pytest.approx(hd95.tolist(), rel=1e-5)
+    assert values["surface_dice"] == pytest.approx(surface.tolist(), rel=1e-5)
+
+
+def test_perfect_prediction():
+    label = square(1) + square(2, start=14, stop=18)
+    assert judged(label, label).values == {
+        "dice": [1, 1], "surface_dice": [1, 1], "hd95": [0, 0], "missed": [0, 0], "false": [0, 0],
+    }  # fmt: skip
+
+
+def test_missed_organ_costs_and_is_never_nan():
+    good = judged(square(1), square(1), case="good", patient="p1")
+    miss = judged(square(0), square(1), spacing=(3.0, 4.0), case="miss", patient="p2")
+    diagonal = math.hypot(20 * 3, 20 * 4)
+    assert miss.values == {
+        "dice": [0, None], "surface_dice": [0, None], "hd95": [diagonal, None], "missed": [1, 0], "false": [0, 0],
+    }  # fmt: skip
+    metrics, counts = metrics_of([good, miss])
+    assert metrics["dice"][0] == metrics["dice/liver"][0] == 0.5
+    assert metrics["surface_dice"][0] == 0.5
+    assert metrics["hd95"][0] == pytest.approx(diagonal / 2)
+    assert metrics["missed"][0] == 1 and metrics["false"][0] == 0
+    assert counts["dice/liver"] == counts["hd95/liver"] == 2
+
+
+def test_false_organ_lowers_dice_and_is_left_out_of_distances():
+    false = judged(square(1) + square(2, start=14, stop=18), square(1))
+    assert false.values["dice"] == [1, 0] and false.values["hd95"] == [0, None]
+    metrics, counts = metrics_of([false])
+    assert metrics["dice"][0] == 0.5 and metrics["false"][0] == 1
+    assert metrics["hd95"][0] == 0 and counts["hd95/spleen"] == 0 and counts["dice/spleen"] == 1
+
+
+def test_class_that_no_case_has_is_undefined_alone():
+    metrics, counts = metrics_of([judged(square(1), square(1, stop=10)), judged(square(1), square(1))], replicates=20)
+    for name in ("dice", "surface_dice", "hd95"):
+        assert np.isnan(metrics[f"{name}/spleen"]).all() and counts[f"{name}/spleen"] == 0
+        assert np.array_equal(metrics[name], metrics[f"{name}/liver"]) and counts[name] == 2
+    assert interval(metrics["dice/spleen"]).value is None
+
+
+def test_case_without_any_organ_counts_as_nothing():
+    metrics, counts = metrics_of([judged(square(0), square(0))])
+    assert np.isnan(metrics["dice"]).all() and counts["dice"] == 0
+    assert metrics["missed"][0] == metrics["false"][0] == 0
+
+
+def test_site_without_cases_adds_nothing():
+    weights = replicate_weights(["p"], 5, seed=0)
+    some = TASK.sums([judged(square(1), square(1))], weights)
+    none = TASK.sums([], replicate_weights([], 5, seed=0))
+    together = pooled([none, some])
+    assert all(np.array_equal(together[name], some[name]) for name in some)
+
+
+def test_diverged_network_and_wrong_shape_are_named():
+    sample = {"label": torch.zeros(1, 4, 4), "id": "c7", "patient": "p", "spacing": (1.0, 1.0)}
+    with pytest.raises(BadInput, match=r"c7.*not finite"):
+        TASK.judge(torch.full((3, 4, 4), torch.nan), sample)
+    with pytest.raises(BadInput, match=r"c7.*\(3, 5, 4\), expected \(3, 4, 4\)"):
+        TASK.judge(torch.zeros(3, 5, 4), sample)
+
+
+def test_record_survives_a_json_file():
+    record = judged(square(1), square(0))
+    assert CaseRecord.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
+    with pytest.raises(BadInput, match="case record"):
+        CaseRecord.from_json({"case": "c"})
+
+
+@st.composite
+def records(draw):
+    share = st.none() | st.floats(0, 1)
+    number = draw(st.integers(0, 12))
+    return [
+        CaseRecord(
+            f"c{i}",
+            f"p{draw(st.integers(0, 4))}",
+            {
+                "dice": draw(st.lists(share, min_size=2, max_size=2)),
+                "surface_dice": draw(st.lists(share, min_size=2, max_size=2)),
+                "hd95": draw(st.lists(st.none() | st.floats(0, 500), min_size=2, max_size=2)),
+                "missed": draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=2)),
+                "false": draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=2)),
+            },
+        )
+        for i in range(number)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(records(), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_pooled_sums_are_the_sums_of_all_cases_bit_for_bit(cases, sites, random):
+    site_of = {record.patient: random.randrange(sites) for record in cases}
+    by_site = [[r for r in cases if site_of[r.patient] == site] for site in range(sites)]
+    sums = [TASK.sums(own, np.ones((1, len(own)))) for own in by_site]
+    everything = TASK.sums(cases, np.ones((1, len(cases))))
+    random.shuffle(sums)
+    together = pooled(sums)
+    assert set(together) == set(everything)
+    assert all(np.array_equal(together[name], everything[name]) for name in everything)
