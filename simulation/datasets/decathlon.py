@@ -14,7 +14,8 @@ from pathlib import Path
 
 from shared_models.errors import BadInput
 from shared_models.job import DecathlonDataset, Job
-from simulation.datasets.fetch import cache_folder, fetch_archive
+from simulation.datasets.fetch import fetch_archive
+from simulation.datasets.files import cache_folder
 from simulation.datasets.source import SourceCase
 
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com"

@@ -29,12 +29,6 @@ CHUNK_BYTES = 1 << 15  # what a cut may lose
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
-def cache_folder(*parts: str) -> Path:
-    """A folder for what can be fetched or made again: ~/.cache/consilium, or where CONSILIUM_CACHE points."""
-    base = os.environ.get("CONSILIUM_CACHE") or Path.home() / ".cache" / "consilium"
-    return Path(base).joinpath(*parts)
-
-
 def fetch(url: str, known_hash: str, target: Path) -> Path:
     """Download ``url`` to ``target`` unless it is there, continuing a download that was cut.
 

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from shared_models.errors import BadInput
 from shared_models.job import FolderDataset, Job
-from simulation.datasets.fetch import ARCHIVES, cache_folder, fetch, fetch_archive
+from simulation.datasets.fetch import ARCHIVES, fetch, fetch_archive
+from simulation.datasets.files import cache_folder
 from simulation.datasets.source import (
     SourceCase,
     array_names,
@@ -167,6 +168,6 @@ def _splits(path: Path, table: Table, patient_column: str) -> list[str]:
     if torn:
         raise BadInput(
             f"{path}: the split of the table has {len(torn)} patients in two splits (first {torn[0]!r}), so a model "
-            'would be tested on patients it was trained on; leave it out with `split: ""` under simulation.dataset.columns'
+            'would be tested on patients it was trained on; leave it out with `split: ""` in simulation.dataset.columns'
         )
     return splits

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from shared_models.errors import BadInput
 from shared_models.job import Job, MedMNISTDataset
-from simulation.datasets.fetch import cache_folder, fetch
+from simulation.datasets.fetch import fetch
+from simulation.datasets.files import cache_folder
 from simulation.datasets.source import SourceCase, array_shape, label_keys, labels_as_text, read_array
 
 URL = "https://zenodo.org/records/10519652/files"

@@ -8,8 +8,6 @@ has a contrast, a gain, a bias field, a resolution and a noise level.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import numpy as np
 from shared_models.errors import BadInput
 from shared_models.job import Job, PhantomDataset
 from shared_models.seeds import derive_seed
-from simulation.datasets.fetch import cache_folder
+from simulation.datasets.files import cache_folder, whole_file
 from simulation.datasets.source import SourceCase, read_array
 
 CLASSES = 3  # background (with cerebrospinal fluid), grey matter, white matter
@@ -74,7 +72,8 @@ def cases(job: Job, dataset: PhantomDataset, data_dir: Path | None) -> list[Sour
     name = f"phantom-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     archive = (data_dir / name if data_dir else cache_folder(name)) / "phantom.npz"
     if not archive.is_file():
-        _write(archive, make(job.seed, count, dataset))
+        with whole_file(archive) as file:
+            np.savez(file, allow_pickle=False, **make(job.seed, count, dataset))
     scanners, patients, levels = (read_array(archive, array).tolist() for array in ("scanner", "patient", "level_mm"))
     return [
         SourceCase(
@@ -192,15 +191,3 @@ def _acquire(tissue: np.ndarray, scanner: Scanner, field: np.ndarray, generator:
     seen = gaussian_filter(signal * np.exp(scanner.bias * field), scanner.blur_mm / pixel_mm)
     noisy = np.abs(seen + scanner.noise * (generator.standard_normal((2, *seen.shape)) * [[[1]], [[1j]]]).sum(0))
     return np.rint(noisy * scanner.gain).astype(np.uint16)
-
-
-def _write(archive: Path, arrays: dict[str, np.ndarray]) -> None:
-    try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=archive.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, archive)
-    except OSError as error:
-        raise BadInput(f"the phantom cannot be written to {archive.parent}: {error.strerror}") from None

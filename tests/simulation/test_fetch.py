@@ -16,7 +16,8 @@ import pytest
 
 from shared_models.errors import BadInput
 from simulation.datasets import fetch as module
-from simulation.datasets.fetch import cache_folder, fetch, fetch_archive, unpack
+from simulation.datasets.fetch import fetch, fetch_archive, unpack
+from simulation.datasets.files import cache_folder
 
 PAYLOAD = np.random.default_rng(0).bytes(300_000)
 SHA256 = "sha256:" + hashlib.sha256(PAYLOAD).hexdigest()

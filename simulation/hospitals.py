@@ -1,0 +1,145 @@
+"""Virtual hospitals: the division of a data set written as one manifest a hospital, as a real hospital would have."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from client.data.manifest import assign_splits
+from shared_models.errors import BadInput
+from shared_models.job import Job
+from simulation.datasets import open_dataset
+from simulation.datasets.files import whole_file
+from simulation.datasets.source import SourceCase
+from simulation.partition import partition, unassigned
+from simulation.split_manifest import SplitManifest, digest
+
+
+def make_split(job: Job, data_dir: Path | None, cases: Sequence[SourceCase] | None = None) -> SplitManifest:
+    """Divide the job's data set among hospitals, and each hospital's patients among train, validation and test.
+
+    An official split of the data set is kept. One without validation patients gives some of its training patients to
+    validation, `evaluation.validation_share` of them; without an official split both shares count.
+
+    Args:
+        job: with a `simulation` section.
+        data_dir: as `open_dataset`.
+        cases: the data set where it was opened already.
+
+    Raises:
+        BadInput: the data set cannot be read, or not be divided as the job says.
+    """
+    assert job.simulation is not None, "open_dataset has refused a job without a simulation"
+    cases = open_dataset(job, data_dir) if cases is None else cases
+    official = {case.patient: case.split for case in cases}
+    _check_official(Counter(official.values()))
+    hospitals = {name: _splits(patients, official, job, name) for name, patients in partition(cases, job).items()}
+    dataset = job.simulation.dataset
+    return SplitManifest(
+        dataset={
+            "name": dataset.name,
+            "arguments": dataset.model_dump(mode="json", exclude={"name"}),
+            "cases": len(cases),
+            "patients": len(official),
+            "sources": _sources(cases),
+            "cases_sha256": digest(cases),
+        },
+        partition=job.simulation.partition.model_dump(mode="json"),
+        seed=job.seed,
+        hospitals=hospitals,
+        unassigned=unassigned(cases, job),
+    )
+
+
+def replay_split(path: Path, cases: Sequence[SourceCase]) -> SplitManifest:
+    """The split manifest at ``path``, checked to be one of these cases.
+
+    Raises:
+        BadInput: the file is no split manifest, was changed, or belongs to other data.
+    """
+    split = SplitManifest.load(path)
+    split.check_against(cases, path)
+    return split
+
+
+def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest, folder: Path) -> dict[str, Path]:
+    """Write ``folder/sites/<hospital>/manifest.csv`` for every hospital; images are named by absolute path.
+
+    Returns:
+        The manifest by name of hospital.
+    """
+    names = [*job.data.images, job.data.label, job.data.patient, "case", "split"]
+    others = list(dict.fromkeys(column for case in cases for column in case.columns if column not in names))
+    header = ["case", job.data.patient, *job.data.images, job.data.label, "split", *others]
+    paths = {}
+    for name, patients in split.hospitals.items():
+        rows = [
+            [case.id, case.patient, *case.images, case.label, patients[case.patient]]
+            + [case.columns.get(column, "") for column in others]
+            for case in cases
+            if case.patient in patients
+        ]
+        paths[name] = folder / "sites" / name / "manifest.csv"
+        _write_csv(paths[name], [header, *rows])
+    return paths
+
+
+def write_pooled(manifests: Mapping[str, Path], folder: Path) -> Path:
+    """Write ``folder/sites/pooled/manifest.csv``, all hospitals' manifests as one, for the pooled baseline."""
+    header: list[str] = []
+    rows: list[list[str]] = []
+    for path in manifests.values():
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *own = csv.reader(file)
+        rows += own
+    pooled = folder / "sites" / "pooled" / "manifest.csv"
+    _write_csv(pooled, [header, *rows])
+    return pooled
+
+
+def _check_official(counts: Counter[str]) -> None:
+    if set(counts) == {""}:
+        return
+    if "" in counts:
+        raise BadInput(f"{counts['']} patients of the data set have no split while others have one; fill it or drop it")
+    for split in ("train", "test"):
+        if split not in counts:
+            raise BadInput(
+                f"the data set's own split has no {split} patients (it has {', '.join(sorted(counts))}); correct it, "
+                "or leave it out, so that the shares of `evaluation` apply"
+            )
+
+
+def _splits(patients: Sequence[str], official: Mapping[str, str], job: Job, hospital: str) -> dict[str, str]:
+    """Patient: split, for the patients of one hospital."""
+    if not any(official.values()):
+        assigned = assign_splits(patients, job, hospital)
+        return {patient: assigned[patient] for patient in patients}
+    splits = {patient: official[patient] for patient in patients}
+    if "validation" not in official.values():
+        training = [patient for patient in patients if splits[patient] == "train"]
+        without_test = job.evaluation.model_copy(update={"test_share": 0.0})
+        splits |= assign_splits(training, job.model_copy(update={"evaluation": without_test}), hospital)
+    return splits
+
+
+def _sources(cases: Sequence[SourceCase]) -> dict[str, str]:
+    """SHA-256 by name of the npz files that the cases are rows of. A folder of images is not read just for this."""
+    references = {reference for case in cases for reference in (*case.images, case.label)}
+    files = sorted({reference.split("::")[0] for reference in references if "::" in reference})
+    result = {}
+    for name in files:
+        with open(name, "rb") as file:
+            result[Path(name).name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())

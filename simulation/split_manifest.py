@@ -1,0 +1,106 @@
+"""The split manifest: who has which patient, in which split; saved, published and replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shared_models.errors import BadInput
+from simulation.datasets.files import whole_file
+from simulation.datasets.source import SPLITS, SourceCase
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class SplitManifest:
+    """A division of a data set; it holds no path and no pixel, and its hash covers all of it.
+
+    Attributes:
+        dataset: `name`, `arguments`, `cases` and `patients` (counts), `sources` (SHA-256 by file name, of data sets
+            in one file) and `cases_sha256` (of every case's name, patient, class and official split).
+        partition: the partition section of the job that made it.
+        seed: the seed of the job that made it.
+        hospitals: name -> patient -> "train", "validation" or "test".
+        unassigned: patients whom the natural column said nothing of, and chance gave a hospital.
+    """
+
+    dataset: dict[str, Any]
+    partition: dict[str, Any]
+    seed: int
+    hospitals: dict[str, dict[str, str]]
+    unassigned: list[str]
+    schema: int = SCHEMA
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON of everything above."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        text = json.dumps(asdict(self) | {"hash": self.hash}, indent=1, ensure_ascii=False)
+        with whole_file(path) as file:
+            file.write(f"{text}\n".encode())
+
+    @classmethod
+    def load(cls, path: Path) -> SplitManifest:
+        """Read what `save` wrote.
+
+        Raises:
+            BadInput: not a split manifest, changed since it was saved, or a patient is in two hospitals.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+                raise BadInput(f"{path} is no split manifest of schema {SCHEMA}, as `consilium simulate` writes them")
+            said = content.pop("hash", None)
+            split = cls(**content)
+            patients = [patient for hospital in split.hospitals.values() for patient in hospital.items()]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise BadInput(f"{path} cannot be read as a split manifest: {error}") from None
+        if split.hash != said:
+            raise BadInput(
+                f"{path} was changed after it was saved: its content has the hash {split.hash}, but it says {said}; "
+                "use an unchanged copy, or leave --split out to divide the data set anew"
+            )
+        home: dict[str, str] = {}
+        for name, members in split.hospitals.items():
+            for patient in members:
+                if home.setdefault(patient, name) != name:
+                    raise BadInput(f"{path} has patient {patient!r} in two hospitals, {home[patient]} and {name}")
+        unknown = sorted({where for _, where in patients} - set(SPLITS))
+        if unknown:
+            raise BadInput(f"{path} has a split {unknown[0]!r}; expected {', '.join(SPLITS)}")
+        return split
+
+    def check_against(self, cases: Sequence[SourceCase], path: Path) -> None:
+        """Refuse to divide cases that it was not made for; ``path`` is named in the sentence.
+
+        Raises:
+            BadInput: patients of one are unknown to the other, or the cases differ in class or official split.
+        """
+        divided = {patient for hospital in self.hospitals.values() for patient in hospital}
+        there = {case.patient for case in cases}
+        for missing, sentence in ((divided - there, "the data set does not have"), (there - divided, "it leaves out")):
+            if missing:
+                raise BadInput(
+                    f"{path} does not fit the data set: of {len(divided | there)} patients {sentence} {len(missing)}, "
+                    f"first {min(missing)!r}; use the data set it was made from ({self.dataset.get('name')}, "
+                    f"{self.dataset.get('cases')} cases)"
+                )
+        if self.dataset.get("cases_sha256") != digest(cases):
+            raise BadInput(
+                f"{path} was made from another copy of the data set: the patients have the same names, but cases, "
+                "classes or official splits differ; use the copy it was made from"
+            )
+
+
+def digest(cases: Sequence[SourceCase]) -> str:
+    """SHA-256 of every case's name, patient, class and official split: the same wherever the files lie."""
+    rows = sorted((case.id, case.patient, case.label_key, case.split) for case in cases)
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
