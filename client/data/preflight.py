@@ -1,0 +1,326 @@
+"""Looking at every case before training: what is unfit is set aside with its reason, the rest is described."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from client.data.cache import CaseCache
+from client.data.manifest import SPLITS, Case
+from client.data.preprocess import Decoded, case_key, decode, finish, preparation, references, sample_tensors
+from client.data.readers import FileStamp, file_of, stamp
+from client.data.shelf import ShelfFiller
+from shared_models.errors import BadInput
+from shared_models.job import Job
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+REPORT_NAME = "preflight.json"
+_SCHEMA = 1
+_ROWS_PRINTED = 20
+
+
+@dataclass
+class PreflightReport:
+    """What preflight found at one site. It stays at the site.
+
+    Counts and ranges are over the usable cases; ranges are (lowest, highest) as the files have it, before resampling
+    and normalisation.
+    """
+
+    site: str
+    checked: int = 0
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Why, by case id."""
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    """split: {"cases": n, "patients": n}."""
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """split: {class: cases of the class}; for segmentation the cases in which the class appears."""
+    spacing: list[list[float]] = field(default_factory=list)
+    """mm per axis, [lowest, highest]; 1.0 for files that know no spacing."""
+    shape: list[list[int]] = field(default_factory=list)
+    intensity: list[float] = field(default_factory=list)
+    """[smallest, largest] value of any image."""
+    image_mean: list[float] = field(default_factory=list)
+    """[lowest, highest] mean of an image: far apart when scanners differ in scale."""
+    empty_masks: list[str] = field(default_factory=list)
+    """Cases without any foreground: usable, but worth knowing."""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of cases in different splits whose images are the same pixel by pixel."""
+    warnings: list[str] = field(default_factory=list)
+    checked_for: str = ""
+    """Hash of the cases and of the job's preparation, which this report holds for."""
+    shelves: list[list[str]] = field(default_factory=list)
+    """Cases so small that the cache keeps them together, see `ShelfFiller`."""
+    files: dict[str, FileStamp | None] = field(default_factory=dict)
+    """Every file, as it was then; None for a missing one."""
+
+    def to_json(self) -> str:
+        """One JSON object with a `schema` number."""
+        return json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> PreflightReport:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not such a report, or of another schema.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("schema", None) != _SCHEMA:
+            raise ValueError(f"no preflight report of schema {_SCHEMA}")
+        try:
+            values["files"] = {name: FileStamp(**old) if old else None for name, old in values["files"].items()}
+            values["duplicates"] = [(first, second) for first, second in values["duplicates"]]
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no preflight report of schema {_SCHEMA}") from error
+
+    def changed_file(self, case: Case, folder: Path, job: Job) -> Path | None:
+        """The first file of a case that is no longer as it was checked."""
+        files = (file_of(reference, folder) for reference in references(case, job))
+        return next((file for file in files if not _unchanged(file, self.files[str(file)])), None)
+
+    def key(self, case: Case, folder: Path, job: Job) -> str:
+        """The cache key of a case whose files are all there."""
+        stamps = [self.files[str(file_of(reference, folder))] for reference in references(case, job)]
+        return case_key(case, [known.sha256 for known in stamps if known], job)
+
+
+def preflight(
+    cases: Sequence[Case],
+    folder: Path,
+    job: Job,
+    *,
+    site: str = "",
+    cache: CaseCache | None = None,
+    report_folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PreflightReport:
+    """Check every case of a site, and fill the cache on the way, so that no file is decoded twice.
+
+    Args:
+        folder: the manifest's folder, where relative references start.
+        report_folder: where ``preflight.json`` is kept; it is read again instead of checking when cases, job and the
+            size and time of every file are still the same.
+        progress: called with (done, total) after every case.
+
+    A report never refuses a site: `refuse_unusable` does.
+    """
+    checked_for = _hash_of(cases, job)
+    known = _read_report(report_folder, checked_for) if report_folder else None
+    if known:
+        return known
+    report = PreflightReport(site, checked=len(cases), checked_for=checked_for)
+    report.files = {str(file): stamp(file) for file in _files(cases, folder, job)}
+    findings, filler = _Findings(), ShelfFiller(cache)
+    usable = []
+    for done, case in enumerate(cases, start=1):
+        try:
+            decoded = decode(case, folder, job)
+            sample = finish(decoded, case, job)
+        except BadInput as error:
+            report.quarantined[case.id] = str(error)
+        else:
+            usable.append(case)
+            findings.add(case, decoded, job)
+            filler.add(case.id, report.key(case, folder, job), sample_tensors(sample))
+        if progress:
+            progress(done, len(cases))
+    filler.close()
+    report.shelves = filler.shelves
+    _describe(report, usable, findings, job)
+    if report_folder:
+        _write(report_folder / REPORT_NAME, report.to_json())
+    return report
+
+
+def refuse_unusable(report: PreflightReport, job: Job) -> None:
+    """Stop a site that has more bad cases than the job tolerates, or nothing to train on.
+
+    Raises:
+        BadInput: with the number of bad cases and the first reason.
+    """
+    bad, limit = len(report.quarantined), job.data.max_quarantined
+    first = next((f" The first, {case}: {reason}" for case, reason in report.quarantined.items()), "")
+    site = f"Site {report.site}" if report.site else "The site"
+    if report.splits["train"]["cases"] == 0:
+        raise BadInput(f"{site} has no usable training case: {bad} of {report.checked} cases are unfit.{first}")
+    if limit is not None and bad > limit:
+        raise BadInput(
+            f"{site} has {bad} unfit cases of {report.checked}, where data.max_quarantined of the job "
+            f"tolerates {limit}.{first}"
+        )
+
+
+def print_report(report: PreflightReport, console: Console) -> None:
+    """Print counts, ranges, duplicates and quarantined cases as tables that read well without colour, too."""
+    from rich.table import Table
+
+    usable = report.checked - len(report.quarantined)
+    console.print(f"{report.site or 'Site'}: {usable} of {report.checked} cases are usable.")
+    counts = Table("split", "cases", "patients", *next(iter(report.classes.values()), {}), title="Usable cases")
+    for split, numbers in report.splits.items():
+        counts.add_row(split, *map(str, [*numbers.values(), *report.classes[split].values()]))
+    console.print(counts)
+    if usable:
+        ranges = Table("", "lowest", "highest", title="Ranges, as the files have them")
+        ranges.add_row("spacing, mm", *(_by_axis(end) for end in report.spacing))
+        ranges.add_row("shape", *(_by_axis(end) for end in report.shape))
+        for name, ends in (("intensity", report.intensity), ("mean of an image", report.image_mean)):
+            ranges.add_row(name, *(f"{value:g}" for value in ends))
+        console.print(ranges)
+    _print_cases(console, "Quarantined: not used", "reason", list(report.quarantined.items()))
+    _print_cases(console, "Same pixels in different splits", "and", report.duplicates)
+    if report.empty_masks:
+        console.print(f"Without foreground, but used: {_listed(report.empty_masks)}", highlight=False)
+    for warning in report.warnings:
+        console.print(f"Warning: {warning}", highlight=False)
+
+
+def _print_cases(console: Console, title: str, second: str, rows: Sequence[tuple[str, str]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table("case", second, title=f"{title} ({len(rows)})")
+    for row in rows[:_ROWS_PRINTED]:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    if len(rows) > _ROWS_PRINTED:
+        console.print(f"... and {len(rows) - _ROWS_PRINTED} more.")
+
+
+def _by_axis(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _ROWS_PRINTED
+    return ", ".join(names[:_ROWS_PRINTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+@dataclass
+class _Findings:
+    """What is collected while the cases pass by, one entry per usable case."""
+
+    classes: list[set[int]] = field(default_factory=list)
+    pixels: list[bytes] = field(default_factory=list)
+    spacing: list[tuple[float, ...]] = field(default_factory=list)
+    shape: list[tuple[int, ...]] = field(default_factory=list)
+    intensity: list[tuple[float, float, float]] = field(default_factory=list)
+    """(smallest, mean, largest)"""
+
+    def add(self, case: Case, decoded: Decoded, job: Job) -> None:
+        image, label = decoded.image, decoded.label
+        if job.task.kind == "segmentation":
+            self.classes.append(set(np.unique(label).tolist()))
+        else:
+            self.classes.append(set(np.flatnonzero(label).tolist()) if label.ndim else {int(label)})
+        self.pixels.append(hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).data).digest())
+        self.spacing.append(decoded.spacing)
+        self.shape.append(image.shape[1:])
+        self.intensity.append((float(image.min()), float(image.mean(dtype=np.float64)), float(image.max())))
+
+
+def _describe(report: PreflightReport, usable: Sequence[Case], findings: _Findings, job: Job) -> None:
+    names = job.task.classes
+    for split in SPLITS:
+        members = [(case, found) for case, found in zip(usable, findings.classes, strict=True) if case.split == split]
+        counts = Counter(index for _, found in members for index in found)
+        report.splits[split] = {"cases": len(members), "patients": len({case.patient for case, _ in members})}
+        report.classes[split] = {name: counts[index] for index, name in enumerate(names)}
+    if usable:
+        low, mean, high = zip(*findings.intensity, strict=True)
+        report.spacing = _range(findings.spacing)
+        report.shape = _range(findings.shape)
+        report.intensity = [min(low), max(high)]
+        report.image_mean = [min(mean), max(mean)]
+    report.duplicates = _duplicates(usable, findings.pixels)
+    if job.task.kind == "segmentation":
+        report.empty_masks = [case.id for case, found in zip(usable, findings.classes, strict=True) if not found - {0}]
+    report.warnings = _warnings(report, job)
+
+
+def _range(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    axes = list(zip(*rows, strict=True))
+    return [[min(axis) for axis in axes], [max(axis) for axis in axes]]
+
+
+def _duplicates(usable: Sequence[Case], pixels: Sequence[bytes]) -> list[tuple[str, str]]:
+    """The first case of each picture with every case of the same picture in another split."""
+    groups: dict[bytes, list[Case]] = defaultdict(list)
+    for case, digest in zip(usable, pixels, strict=True):
+        groups[digest].append(case)
+    pairs = []
+    for group in groups.values():
+        first = min(group, key=lambda case: SPLITS.index(case.split))
+        pairs += [(first.id, case.id) for case in group if case.split != first.split]
+    return pairs
+
+
+def _warnings(report: PreflightReport, job: Job) -> list[str]:
+    warnings = []
+    in_training = [name for name, count in report.classes["train"].items() if count]
+    if job.task.kind == "segmentation":
+        in_training = [name for name in in_training if name != job.task.classes[0]]
+        if not in_training and report.splits["train"]["cases"]:
+            warnings.append("No training case has any foreground.")
+    elif len(in_training) == 1 and len(job.task.classes) > 1:
+        warnings.append(f"Every training case is of one class: {in_training[0]}.")
+    if report.duplicates:
+        warnings.append(f"{len(report.duplicates)} image(s) appear in more than one split.")
+    return warnings
+
+
+def _hash_of(cases: Sequence[Case], job: Job) -> str:
+    digest = hashlib.sha256(json.dumps([preparation(job), job.data.label], sort_keys=True).encode())
+    for case in cases:
+        row = [case.id, case.patient, case.split, case.label, *case.images]
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _files(cases: Sequence[Case], folder: Path, job: Job) -> list[Path]:
+    named = (file_of(reference, folder) for case in cases for reference in references(case, job) if reference)
+    return list(dict.fromkeys(named))
+
+
+def _read_report(report_folder: Path, checked_for: str) -> PreflightReport | None:
+    """The report kept there, if it still holds."""
+    try:
+        report = PreflightReport.from_json((report_folder / REPORT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if report.checked_for != checked_for:
+        return None
+    return report if all(_unchanged(Path(name), old) for name, old in report.files.items()) else None
+
+
+def _unchanged(file: Path, old: FileStamp | None) -> bool:
+    try:
+        now = file.stat()
+    except OSError:
+        return old is None
+    return old is not None and (now.st_size, now.st_mtime_ns) == (old.size, old.mtime_ns)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,286 @@
+"""The deterministic half of preparing a case: decode, check, bring to one grid, normalise. Nothing here is random."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.data.manifest import Case
+from client.data.readers import Volume, read, row_of, shown
+from shared_models.errors import BadInput
+from shared_models.job import Job
+
+AFFINE_TOLERANCE = 1e-3
+_FORMAT = 1  # raise it when this file prepares a case differently: every cached case is then made anew
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A case as its files have it, checked: images (channels, *spatial) as float32, and its label.
+
+    `label` is a mask (1, *spatial) of label values, a class index (), or 0/1 per class (classes,).
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray | None
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """mm per axis of the file; 1.0 where it knows none."""
+        return _spacing(self.affine, self.image.ndim - 1)
+
+
+def prepare(case: Case, folder: Path, job: Job) -> dict[str, Any]:
+    """Read one case and bring it to the job's grid and intensity scale; not cropped, not padded.
+
+    Returns:
+        image float32 (channels, *spatial); label uint8 (1, *spatial) for segmentation (int64 above 256 classes),
+        int64 () for single_label, float32 (classes,) for multi_label; spacing in mm per axis (1.0 where the file
+        knows none); id; patient.
+
+    Raises:
+        BadInput: one sentence naming the file, for whatever is wrong with the case.
+    """
+    return finish(decode(case, folder, job), case, job)
+
+
+def decode(case: Case, folder: Path, job: Job) -> Decoded:
+    """Read the files of a case and refuse what cannot be trained on.
+
+    Raises:
+        BadInput: a file is missing or broken; shapes, affines or channels disagree; the image holds NaN or is
+            constant; the mask or class is not in job.task.classes.
+    """
+    data = job.data
+    per_image, odd = divmod(data.channels, len(data.images))
+    if odd:
+        raise BadInput(f"data.channels is {data.channels}, which {len(data.images)} image columns cannot share evenly.")
+    for column, reference in [*zip(data.images, case.images, strict=True), *_mask_column(case, job)]:
+        if not reference:
+            what = "mask" if column == data.label else "image"
+            raise BadInput(f"The column '{column}' is empty: there is no {what}.")
+    volumes = [read(reference, folder, data.spatial_dims, per_image) for reference in case.images]
+    for volume, reference in zip(volumes, case.images, strict=True):
+        name = shown(reference, folder)
+        if len(volume.values) != per_image:
+            raise BadInput(f"{name} has {_count(len(volume.values), 'channel')}, where the job expects {per_image}.")
+        _check_same_grid(volumes[0], volume, shown(case.images[0], folder), name)
+        _check_intensities(volume.values, name)
+    image = np.concatenate([volume.values for volume in volumes]).astype(np.float32, copy=False)
+    return Decoded(image, _label(case, folder, job, volumes[0]), volumes[0].affine)
+
+
+def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
+    """Orientation, spacing and normalisation of a decoded case; returns what `prepare` returns."""
+    image, label, affine = decoded.image, decoded.label, decoded.affine
+    segmentation = job.task.kind == "segmentation"
+    if job.data.spacing is not None and affine is None:
+        raise BadInput(
+            f"{Path(case.images[0]).name} does not know its voxel size, so it cannot be resampled to "
+            f"{job.data.spacing} mm: leave out data.spacing."
+        )
+    if affine is not None:
+        target = affine
+        image, affine = _to_grid(image, target, job, "bilinear")
+        if segmentation:
+            label, _ = _to_grid(label, target, job, "nearest")
+    spacing = _spacing(affine, job.data.spatial_dims)
+    return {
+        "image": torch.from_numpy(_normalised(image, job.data.normalisation)),
+        "label": torch.from_numpy(np.array(label, order="C")),
+        "id": case.id,
+        "patient": case.patient,
+        "spacing": spacing,
+    }
+
+
+def preparation(job: Job) -> dict[str, Any]:
+    """The parts of a job that decide what a prepared case looks like, and nothing else."""
+    return {
+        "format": _FORMAT,
+        "task": job.task.model_dump(include={"kind", "classes", "mode"}),
+        "data": job.data.model_dump(include={"spatial_dims", "channels", "spacing", "normalisation"}),
+    }
+
+
+def case_key(case: Case, digests: Sequence[str], job: Job) -> str:
+    """The cache key of a prepared case: the content of every file, the rows used, and the job's `preparation`.
+
+    Args:
+        digests: SHA-256 of the file of each of `references(case, job)`.
+    """
+    parts = {
+        "preparation": preparation(job),
+        "files": list(digests),
+        "rows": [row_of(reference) for reference in references(case, job)],
+        "label": "" if job.task.kind == "segmentation" else case.label,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def references(case: Case, job: Job) -> list[str]:
+    """What has to be read for a case: its images, and its mask when the task has masks."""
+    return [*case.images, *(reference for _, reference in _mask_column(case, job))]
+
+
+def _mask_column(case: Case, job: Job) -> list[tuple[str, str]]:
+    return [(job.data.label, case.label)] if job.task.kind == "segmentation" else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _check_same_grid(first: Volume, other: Volume, first_name: str, other_name: str) -> None:
+    if first.values.shape[1:] != other.values.shape[1:]:
+        shapes = [" x ".join(map(str, volume.values.shape[1:])) for volume in (other, first)]
+        raise BadInput(f"{other_name} has the shape {shapes[0]}, but {first_name} has {shapes[1]}.")
+    if first.affine is None or other.affine is None:
+        return
+    difference = float(np.abs(first.affine - other.affine).max())
+    if not difference <= AFFINE_TOLERANCE:
+        raise BadInput(
+            f"{other_name} lies elsewhere in space than {first_name}: their affines differ by "
+            f"{difference:.4g} (up to {AFFINE_TOLERANCE} is tolerated)."
+        )
+
+
+def _check_intensities(values: np.ndarray, name: str) -> None:
+    if values.size == 0:
+        raise BadInput(f"{name} is empty: its shape is {' x '.join(map(str, values.shape[1:]))}.")
+    low, high = values.min(), values.max()  # NaN and infinity show in them: no array of flags is needed
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int(values.size - np.isfinite(values).sum())
+        raise BadInput(
+            f"{name} holds {_count(bad, 'value')} that {'is' if bad == 1 else 'are'} not finite (NaN or infinite)."
+        )
+    if low == high:
+        raise BadInput(f"{name} is constant: every value is {low:g}.")
+
+
+def _label(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
+    if job.task.kind == "segmentation":
+        return _mask(case, folder, job, image)
+    classes = job.task.classes
+    if job.task.mode == "multi_label":
+        found = {_class_index(text.strip(), classes, job) for text in case.label.split(";") if text.strip()}
+        return np.array([index in found for index in range(len(classes))], dtype=np.float32)
+    return np.array(_class_index(case.label, classes, job), dtype=np.int64)
+
+
+def _class_index(text: str, classes: list[str], job: Job) -> int:
+    """A class by its name, else by its index."""
+    if not text:
+        raise BadInput(f"The column '{job.data.label}' is empty: there is no class.")
+    if text in classes:
+        return classes.index(text)
+    if text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    raise BadInput(
+        f"The label '{text}' is not one of the classes {', '.join(classes)}, nor an index from 0 to {len(classes) - 1}."
+    )
+
+
+def _mask(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
+    name = shown(case.label, folder)
+    mask = read(case.label, folder, job.data.spatial_dims, channels=None)
+    if len(mask.values) != 1:
+        raise BadInput(f"The mask {name} has {len(mask.values)} channels; expected one with the label as value.")
+    _check_same_grid(image, mask, shown(case.images[0], folder), name)
+    classes = len(job.task.classes)
+    found = np.unique(mask.values)
+    values = mask.values
+    if classes == 2 and found[-1] == 255 and set(found.tolist()) <= {0, 255}:
+        values, found = values == 255, np.array([0, 1])  # a black and white picture
+    if not (np.isfinite(found).all() and (found == np.floor(found)).all()):
+        raise BadInput(f"The mask {name} holds values that are no whole numbers, such as {_first_odd(found):g}.")
+    if found[0] < 0 or found[-1] >= classes:
+        outside = [f"{value:g}" for value in found if not 0 <= value < classes]
+        raise BadInput(
+            f"The mask {name} holds the label {', '.join(outside[:5])}{' ...' if outside[5:] else ''}; "
+            f"expected 0 to {classes - 1} ({', '.join(job.task.classes)})."
+        )
+    return values.astype(np.uint8 if classes <= 256 else np.int64)
+
+
+def _first_odd(found: np.ndarray) -> float:
+    return float(next(value for value in found if value != np.floor(value) or not np.isfinite(value)))
+
+
+def _to_grid(values: np.ndarray, affine: np.ndarray, job: Job, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Turn a volume so that its axes run to the right, front and top (RAS), then resample to the job's spacing.
+
+    A 2D image keeps its orientation: it is a slice or a projection, and which way up it lies is the site's choice.
+    """
+    import nibabel
+    from monai.data import MetaTensor
+    from monai.transforms import Orientation, Spacing
+
+    turn = job.data.spatial_dims == 3 and nibabel.aff2axcodes(affine) != ("R", "A", "S")
+    if not turn and job.data.spacing is None:
+        return values, affine
+    volume: Any = MetaTensor(torch.from_numpy(values.astype(np.float32)), affine=torch.from_numpy(affine))
+    try:
+        if turn:
+            volume = Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume)
+        if job.data.spacing is not None:
+            volume = Spacing(job.data.spacing, mode=mode)(volume)
+    except (ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"The image cannot be brought to RAS orientation and spacing {job.data.spacing}: its affine is "
+            f"{affine.round(3).tolist()}."
+        ) from error
+    return volume.as_tensor().numpy().astype(values.dtype, copy=False), np.asarray(volume.affine)
+
+
+def _spacing(affine: np.ndarray | None, spatial_dims: int) -> tuple[float, ...]:
+    if affine is None:
+        return (1.0,) * spatial_dims
+    return tuple(round(float(size), 6) for size in np.linalg.norm(affine[:spatial_dims, :spatial_dims], axis=0))
+
+
+def _normalised(image: np.ndarray, how: str) -> np.ndarray:
+    """Normalise each channel (C, *spatial) on its own; a constant channel becomes 0.
+
+    The statistics are float64 sums of numpy, which does not split them over threads: a case prepared with two
+    threads and one prepared with eight are the same to the last bit.
+    """
+    if how == "none":
+        return np.ascontiguousarray(image, dtype=np.float32)
+    result = np.empty(image.shape, dtype=np.float32)
+    for values, out in zip(image, result, strict=True):
+        if how == "zscore":
+            low, width = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        elif how == "minmax":
+            low, width = float(values.min()), float(values.max()) - float(values.min())
+        else:
+            low, high = np.percentile(values, (0.5, 99.5))
+            width = high - low
+        out[...] = (values - np.float32(low)) / np.float32(width) if width > 0 else 0.0
+        if how == "percentile":
+            out.clip(0.0, 1.0, out=out)
+    return result
+
+
+def sample_tensors(sample: dict[str, Any]) -> dict[str, Tensor]:
+    """The part of a prepared sample that the cache keeps."""
+    return {
+        "image": sample["image"],
+        "label": sample["label"],
+        "spacing": torch.tensor(sample["spacing"], dtype=torch.float64),
+    }
+
+
+def sample_of(tensors: dict[str, Tensor], case: Case) -> dict[str, Any]:
+    """A prepared sample from what the cache kept."""
+    spacing = tuple(tensors["spacing"].tolist())
+    return {**tensors, "id": case.id, "patient": case.patient, "spacing": spacing}
