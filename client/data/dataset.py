@@ -61,7 +61,7 @@ class SiteData:
         usable = [case for case in cases if case.id not in self.report.quarantined]
         self._cases = {split: tuple(case for case in usable if case.split == split) for split in SPLITS}
         self._usable = {case.id: case for case in usable}
-        self._keys = {case.id: self.report.key(case, self.folder, job) for case in usable}
+        self._keys = self.report.keys(usable, self.folder, job)
         self._shelf_of = {case_id: shelf for shelf in self.report.shelves for case_id in shelf}
         self._small: dict[str, dict[str, Tensor]] = {}  # cases of the shelves opened so far, mapped from disk
 

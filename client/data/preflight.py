@@ -16,7 +16,7 @@ import numpy as np
 
 from client.data.cache import CaseCache
 from client.data.manifest import SPLITS, Case
-from client.data.preprocess import Decoded, case_key, decode, finish, preparation, references, sample_tensors
+from client.data.preprocess import Decoded, case_keys, decode, finish, preparation, references, sample_tensors
 from client.data.readers import FileStamp, file_of, stamp
 from client.data.shelf import ShelfFiller
 from shared_models.errors import BadInput
@@ -91,10 +91,10 @@ class PreflightReport:
         files = (file_of(reference, folder) for reference in references(case, job))
         return next((file for file in files if not _unchanged(file, self.files[str(file)])), None)
 
-    def key(self, case: Case, folder: Path, job: Job) -> str:
-        """The cache key of a case whose files are all there."""
-        stamps = [self.files[str(file_of(reference, folder))] for reference in references(case, job)]
-        return case_key(case, [known.sha256 for known in stamps if known], job)
+    def keys(self, cases: Sequence[Case], folder: Path, job: Job) -> dict[str, str]:
+        """The cache keys of the cases by their ids; of no use for a case without its files."""
+        digests = {name: known.sha256 for name, known in self.files.items() if known}
+        return case_keys(cases, folder, job, digests)
 
 
 def preflight(
@@ -124,6 +124,7 @@ def preflight(
     report = PreflightReport(site, checked=len(cases), checked_for=checked_for)
     report.files = {str(file): stamp(file) for file in _files(cases, folder, job)}
     findings, filler = _Findings(), ShelfFiller(cache)
+    keys = report.keys(cases, folder, job)
     usable = []
     for done, case in enumerate(cases, start=1):
         try:
@@ -134,7 +135,7 @@ def preflight(
         else:
             usable.append(case)
             findings.add(case, decoded, job)
-            filler.add(case.id, report.key(case, folder, job), sample_tensors(sample))
+            filler.add(case.id, keys[case.id], sample_tensors(sample))
         if progress:
             progress(done, len(cases))
     filler.close()
@@ -285,7 +286,7 @@ def _warnings(report: PreflightReport, job: Job) -> list[str]:
 
 
 def _hash_of(cases: Sequence[Case], job: Job) -> str:
-    digest = hashlib.sha256(json.dumps([preparation(job), job.data.label], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([preparation(job), job.data.label]).encode())
     for case in cases:
         row = [case.id, case.patient, case.split, case.label, *case.images]
         digest.update(json.dumps(row).encode())

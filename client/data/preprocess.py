@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from client.data.manifest import Case
-from client.data.readers import Volume, read, row_of, shown
+from client.data.readers import Volume, file_of, read, row_of, shown
 from shared_models.errors import BadInput
 from shared_models.job import Job
 
@@ -103,28 +103,31 @@ def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
     }
 
 
-def preparation(job: Job) -> dict[str, Any]:
-    """The parts of a job that decide what a prepared case looks like, and nothing else."""
-    return {
+def preparation(job: Job) -> str:
+    """The parts of a job that decide what a prepared case looks like, and nothing else, in one canonical form."""
+    parts = {
         "format": _FORMAT,
         "task": job.task.model_dump(include={"kind", "classes", "mode"}),
         "data": job.data.model_dump(include={"spatial_dims", "channels", "spacing", "normalisation"}),
     }
+    return json.dumps(parts, sort_keys=True)
 
 
-def case_key(case: Case, digests: Sequence[str], job: Job) -> str:
-    """The cache key of a prepared case: the content of every file, the rows used, and the job's `preparation`.
+def case_keys(cases: Sequence[Case], folder: Path, job: Job, digests: Mapping[str, str]) -> dict[str, str]:
+    """The cache key of every prepared case by its id: file contents, rows used, class label and `preparation`.
 
     Args:
-        digests: SHA-256 of the file of each of `references(case, job)`.
+        digests: SHA-256 of every file by its path.
     """
-    parts = {
-        "preparation": preparation(job),
-        "files": list(digests),
-        "rows": [row_of(reference) for reference in references(case, job)],
-        "label": "" if job.task.kind == "segmentation" else case.label,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    common = preparation(job)
+    keys = {}
+    for case in cases:
+        used = references(case, job)
+        contents = [digests.get(str(file_of(reference, folder)), "") for reference in used]
+        label = "" if job.task.kind == "segmentation" else case.label
+        parts = [common, label, *contents, *map(row_of, used)]
+        keys[case.id] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return keys
 
 
 def references(case: Case, job: Job) -> list[str]:

@@ -74,8 +74,12 @@ def unpack(packed: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     by_name = {}
     for name in packed:
         if not name.endswith(".shape"):
-            shapes = packed[f"{name}.shape"]
-            sizes = shapes.prod(dim=1).tolist()
-            pieces = zip(packed[name].split(sizes), shapes.tolist(), strict=True)
-            by_name[name] = [piece.view(shape) for piece, shape in pieces]
+            by_name[name] = _pieces(packed[name], packed[f"{name}.shape"])
     return [dict(zip(by_name, values, strict=True)) for values in zip(*by_name.values(), strict=True)]
+
+
+def _pieces(joined: Tensor, shapes: Tensor) -> Sequence[Tensor]:
+    if bool((shapes == shapes[0]).all()):  # much faster for the many data sets that know one shape
+        return joined.view(len(shapes), *shapes[0].tolist()).unbind()
+    pieces = zip(joined.split(shapes.prod(dim=1).tolist()), shapes.tolist(), strict=True)
+    return [piece.view(shape) for piece, shape in pieces]
