@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Cnn(Entry):
-    """Blocks of convolution, normalisation, ReLU and pooling by 2, then one hidden layer; torch alone, quick to start."""
+    """Blocks of convolution, normalisation, ReLU and pooling by 2, then a hidden layer; torch alone, quick to start."""
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
     paper: ClassVar[str] = "LeCun et al. 1998, Gradient-based learning applied to document recognition"

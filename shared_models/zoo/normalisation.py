@@ -1,4 +1,4 @@
-"""Which normalisation layers a network has: decided by walking its modules, because constructor arguments do not reach all."""
+"""Which normalisation layers a network has: a walk over its modules, as constructor arguments do not reach all."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class ViT(Entry):
         from monai.networks.nets import ViT as MonaiViT
         from torch import nn
 
-        class LogitsOnly(MonaiViT):  # type: ignore[misc]
+        class LogitsOnly(MonaiViT):
             """MONAI returns (logits, hidden states); every network of the zoo returns logits."""
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,156 @@
+"""The local loop: batches, augmentation, optimiser steps, and the same network judged on a split."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from client.data.augment import augmentation
+from client.data.dataset import SiteData
+from client.data.manifest import Case
+from client.data.patches import random_patch
+from shared_models.errors import BadInput
+from shared_models.job import Job
+from shared_models.seeds import derive_seed
+from shared_models.tasks import CaseRecord, Task
+
+# Classification images judged at once: bounded memory, and few enough Python steps.
+EVALUATION_BATCH = 64
+
+
+@dataclass
+class Progress:
+    """What a round of local training did; `loss` is the mean over its steps."""
+
+    cases: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+def make_optimizer(network: nn.Module, job: Job) -> torch.optim.Optimizer:
+    """The optimiser of the job over the network's trainable parameters."""
+    spec = job.training.optimizer
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    common: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if parameters[0].device.type in ("cpu", "cuda"):
+        common["fused"] = True  # one pass over the memory instead of one per operation
+    if spec.name == "sgd":
+        return torch.optim.SGD(parameters, momentum=spec.momentum, **common)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.name](parameters, **common)
+
+
+def learning_rate(job: Job, round_number: int) -> float:
+    """The learning rate of a round, counted from 1."""
+    spec = job.training.optimizer
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / job.federation.rounds))
+
+
+def train_round(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: SiteData,
+    job: Job,
+    task: Task,
+    site: str,
+    round_number: int,
+    steps: int | None = None,
+) -> Progress:
+    """One round of local training, in place; every draw derives from job seed, site name and round.
+
+    Args:
+        steps: optimiser steps instead of the job's local epochs or steps.
+
+    Raises:
+        BadInput: the loss is no longer finite.
+    """
+    began, cases = time.monotonic(), data.cases("train")
+    device = next(network.parameters()).device
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(job, round_number)
+    torch.manual_seed(derive_seed(job.seed, "dropout", site, round_number))
+    rng = np.random.default_rng(derive_seed(job.seed, "batches", site, round_number))
+    augment = augmentation(job, derive_seed(job.seed, "augmentation", site, round_number))
+    scaler = torch.amp.GradScaler(device.type, enabled=_half(job, device) is torch.float16)
+    network.train()
+    total, done = torch.zeros((), device=device), 0
+    for batch in _batches(len(cases), job, rng, steps):
+        samples = [data.load(cases[index]) for index in batch]
+        if augment:
+            samples = [augment(sample) for sample in samples]
+        patches = [random_patch(sample, job.data.crop, rng) for sample in samples]
+        images = torch.stack([patch["image"] for patch in patches]).to(device, non_blocking=True)
+        labels = torch.stack([patch["label"] for patch in patches]).to(device, non_blocking=True)
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(job, device):
+            logits = network(images)
+        loss = task.loss(logits.float(), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach()
+        done += 1
+    mean = float(total) / done
+    if not math.isfinite(mean):
+        raise BadInput(f"the training loss in round {round_number} is {mean}; lower the learning rate")
+    return Progress(len(cases), done, mean, time.monotonic() - began)
+
+
+def _batches(cases: int, job: Job, rng: np.random.Generator, steps: int | None) -> Iterator[Sequence[int]]:
+    """Indices batch by batch: every case once per pass, in batches of nearly equal size.
+
+    Equal sizes, because a last batch of one case has no variance for batch norm to divide by.
+    """
+    per_pass = math.ceil(cases / job.training.batch_size)
+    wanted = steps or job.training.local_steps or per_pass * (job.training.local_epochs or 1)
+    while wanted > 0:
+        for batch in np.array_split(rng.permutation(cases), per_pass)[:wanted]:
+            yield batch.tolist()
+        wanted -= per_pass
+
+
+def _half(job: Job, device: torch.device) -> torch.dtype | None:
+    if not job.training.mixed_precision:
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def _autocast(job: Job, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    dtype = _half(job, device)
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def judge_cases(network: nn.Module, data: SiteData, cases: Sequence[Case], job: Job, task: Task) -> list[CaseRecord]:
+    """What the network does on each case, in order."""
+    records: list[CaseRecord] = []
+    for sample, probabilities in infer_cases(network, data, cases, job, task):
+        records.append(task.judge(probabilities, sample))
+    return records
+
+
+def infer_cases(
+    network: nn.Module, data: SiteData, cases: Sequence[Case], job: Job, task: Task
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Each case with its probabilities on the CPU; neighbours of equal shape share a batch in classification."""
+    device = next(network.parameters()).device
+    size = EVALUATION_BATCH if job.task.kind == "classification" else 1
+    for start in range(0, len(cases), size):
+        samples = [data.load(case) for case in cases[start : start + size]]
+        alike = len({tuple(sample["image"].shape) for sample in samples}) == 1
+        for group in [samples] if alike else [[sample] for sample in samples]:
+            images = torch.stack([sample["image"] for sample in group]).to(device)
+            with _autocast(job, device):
+                probabilities = task.infer(network, images, job)
+            yield from zip(group, probabilities.float().cpu(), strict=True)

@@ -1,0 +1,105 @@
+"""The Flower `ServerApp` of a run: meet the sites, run the rounds, then whatever judges the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.checkpoint import CheckpointStore, RunState, save_weights
+from server.events import EventLog
+from server.participation import Site, introduce
+from server.rounds import run_rounds
+from shared_models.job import Job
+from shared_models.weights import Weights, fingerprint, schema, travelling
+from shared_models.zoo import build
+
+
+@dataclass
+class Result:
+    """What the rounds leave behind."""
+
+    initial: Weights
+    last: Weights
+    best: Weights
+    best_round: int | None
+    sites: dict[str, Site]
+    others: dict[str, Site]
+
+
+def make_server_app(
+    job: Job,
+    run_dir: Path,
+    events: EventLog,
+    after: Callable[[Grid, Result], None],
+    not_federated: Collection[str] = (),
+) -> ServerApp:
+    """The one ServerApp, for every engine.
+
+    Args:
+        after: called with the grid and the result once the rounds are done.
+        not_federated: names of nodes that take no part in rounds, such as the pooled baseline of a simulation.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        store = CheckpointStore(run_dir / "checkpoints", job.fingerprint())
+        network = build(job)
+        tensors, initial = schema(network), travelling(network)
+        del network
+        state = _resume(store, initial, events)
+        events.emit(
+            "run_started",
+            name=job.name,
+            rounds=job.federation.rounds,
+            parameters=sum(array.size for array in initial.values()),
+            bytes_model=sum(array.nbytes for array in initial.values()),
+            resumed_from=state.round or None,
+        )
+        ready = introduce(grid, job, events)
+        sites = {name: site for name, site in ready.items() if name not in not_federated}
+        others = {name: site for name, site in ready.items() if name in not_federated}
+        state = run_rounds(grid, sites, job, tensors, state, store, events)
+        result = _finish(state, store, initial, run_dir, job, sites, others)
+        del state
+        after(grid, result)
+
+    return app
+
+
+def _resume(store: CheckpointStore, initial: Weights, events: EventLog) -> RunState:
+    damaged: list[str] = []
+    found = store.load(damaged.append)
+    if found is None:
+        events.cut(0)
+        return RunState(initial)
+    state, events_size = found
+    events.cut(events_size)
+    for sentence in damaged:
+        events.emit("warning", text=sentence)
+    return state
+
+
+def _finish(
+    state: RunState,
+    store: CheckpointStore,
+    initial: Weights,
+    run_dir: Path,
+    job: Job,
+    sites: dict[str, Site],
+    others: dict[str, Site],
+) -> Result:
+    best = store.weights_of(state.best_round) if state.best_round not in (None, state.round) else state.weights
+    for name, weights, number in (("last", state.weights, state.round), ("best", best, state.best_round)):
+        save_weights(
+            run_dir / "models" / f"federated-{name}.safetensors",
+            weights,
+            job_hash=job.fingerprint(),
+            round=number,
+            fingerprint=fingerprint(weights),
+        )
+    return Result(initial, state.weights, best, state.best_round, sites, others)

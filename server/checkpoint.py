@@ -1,0 +1,167 @@
+"""Atomic, resumable run state: killed at any moment, a run finds its last whole round.
+
+A checkpoint is a safetensors file (global model and optimiser moments) and a JSON file that names it with its SHA-256;
+the JSON is renamed into place last, so a checkpoint is there whole or not at all. The last two are kept, and the best.
+There is no random state to keep: every draw derives from the job seed, the site's name and the round.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.numpy import load as parse_safetensors
+from safetensors.numpy import save as to_safetensors
+
+from server.optimizers import Moments
+from shared_models.errors import BadInput, RunStopped
+from shared_models.weights import Weights
+
+
+@dataclass
+class RunState:
+    """What the next round needs from the ones before it."""
+
+    weights: Weights
+    moments: Moments = field(default_factory=dict)
+    round: int = 0
+    best_round: int | None = None
+    best_value: float | None = None
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run."""
+
+    def __init__(self, folder: Path, job_hash: str) -> None:
+        self.folder = folder
+        self._job_hash = job_hash
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, state: RunState, events_size: int) -> None:
+        """Writes the state of a finished round, then drops what is no longer needed.
+
+        Raises:
+            RunStopped: the disk is full or cannot be written; earlier checkpoints are untouched.
+        """
+        tensors = {f"weights/{name}": array for name, array in state.weights.items()}
+        for moment, arrays in state.moments.items():
+            tensors |= {f"{moment}/{name}": array for name, array in arrays.items()}
+        content = to_safetensors(tensors)
+        name = f"round-{state.round:05d}"
+        note = {
+            "round": state.round,
+            "best_round": state.best_round,
+            "best_value": state.best_value,
+            "job_hash": self._job_hash,
+            "events_size": events_size,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        write_atomically(self.folder / f"{name}.safetensors", content)
+        write_atomically(self.folder / f"{name}.json", json.dumps(note, indent=1).encode())
+        keep = {f"round-{r:05d}" for r in (state.round, state.round - 1, state.best_round) if r is not None}
+        for path in self.folder.glob("round-*"):
+            if path.stem not in keep:
+                path.unlink()
+
+    def load(self, warn: Callable[[str], None]) -> tuple[RunState, int] | None:
+        """The newest whole checkpoint and the size that the event log had then; None when no round was finished.
+
+        A damaged checkpoint is said through `warn` and the one before it is taken: the round is run again.
+
+        Raises:
+            BadInput: checkpoints are there, but none can be read, or they are of another job.
+        """
+        notes = sorted(self.folder.glob("round-*.json"), reverse=True)
+        for path in notes:
+            try:
+                return self._read(path)
+            except (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError) as error:
+                warn(f"checkpoint {path.with_suffix('.safetensors')} is damaged ({error}); going back one round")
+        if notes:
+            raise BadInput(f"none of the {len(notes)} checkpoints in {self.folder} can be read; start a new run")
+        return None
+
+    def _read(self, note_path: Path) -> tuple[RunState, int]:
+        note = json.loads(note_path.read_text())
+        if note["job_hash"] != self._job_hash:
+            raise BadInput(f"{note_path} is of another job than this run's job.yaml; restore the original job.yaml")
+        tensors = self._tensors(note["round"], note["sha256"])
+        weights = tensors.pop("weights")
+        state = RunState(weights, tensors, note["round"], note["best_round"], note["best_value"])
+        return state, int(note["events_size"])
+
+    def _tensors(self, round_number: int, sha256: str) -> dict[str, Weights]:
+        content = (self.folder / f"round-{round_number:05d}.safetensors").read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise ValueError(f"its SHA-256 is {found[:12]}…, expected {sha256[:12]}…")
+        groups: dict[str, Weights] = {}
+        for key, array in parse_safetensors(content).items():
+            group, _, name = key.partition("/")
+            groups.setdefault(group, {})[name] = array
+        return groups
+
+    def weights_of(self, round_number: int) -> Weights:
+        """The global model after a round that is still kept.
+
+        Raises:
+            BadInput: the checkpoint is gone or damaged.
+        """
+        path = self.folder / f"round-{round_number:05d}.json"
+        try:
+            return self._tensors(round_number, json.loads(path.read_text())["sha256"])["weights"]
+        except (ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
+            raise BadInput(f"the model of round {round_number} cannot be read from {path}: {error}") from None
+
+
+def save_weights(path: Path, weights: Weights, **notes: Any) -> None:
+    """Writes a model as safetensors, with notes (job hash, round, fingerprint) in its header."""
+    write_atomically(path, to_safetensors(weights, metadata={key: str(value) for key, value in notes.items()}))
+
+
+def load_weights(path: Path) -> Weights:
+    """Reads a model.
+
+    Raises:
+        BadInput: the file is missing or not safetensors.
+    """
+    try:
+        return parse_safetensors(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BadInput(f"{path} cannot be read as a model (safetensors): {error}") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        RunStopped: the disk is full or cannot be written; the file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> RunStopped:
+    """The sentence for a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunStopped(
+            f"the disk that holds {path.parent} is full; everything up to the last whole round is kept: "
+            "free some space, then continue with --resume"
+        )
+    return RunStopped(f"{path} cannot be written ({error.strerror}); mend that, then continue with --resume")

@@ -1,0 +1,160 @@
+"""What a model is worth: sums from the sites, pooled exactly, with patient-level bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from server.admission import fault_of
+from server.checkpoint import RunState
+from server.events import EventLog
+from server.participation import Site, ask, instruction
+from shared_models.errors import BadInput
+from shared_models.job import Job
+from shared_models.tasks import Sums, Task, task_of
+from shared_models.tasks.bootstrap import difference, interval, pooled
+from shared_models.weights import Weights, from_record, to_record
+
+FEDERATED, POOLED, LOCAL = "federated", "pooled", "local:"
+
+
+def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, events: EventLog) -> None:
+    """Judges the global model on every site's validation patients and remembers the best round in the state."""
+    sums = collect(grid, sites, job, state.weights, f"{FEDERATED}-round", "validation", 0, events)
+    if not sums:
+        return
+    metrics = {site: first_values(job, values) for site, values in sums.items()}
+    overall = first_values(job, pooled(list(sums.values())))
+    value = overall.get(job.selection_metric())
+    if value is None and state.round == job.federation.rounds and job.selection_metric() not in overall:
+        events.emit("warning", text=f"evaluation.select: there is no metric '{job.selection_metric()}'")
+    best = value is not None and (state.best_value is None or value > state.best_value)
+    if best:
+        state.best_round, state.best_value = state.round, value
+    events.emit("validated", round=state.round, metrics=overall, by_site=metrics, best=best)
+
+
+def collect(
+    grid: Grid,
+    sites: Mapping[str, Site],
+    job: Job,
+    weights: Weights,
+    model: str,
+    split: str,
+    replicates: int,
+    events: EventLog,
+) -> dict[str, Sums]:
+    """The metric sums of one model at every site that has patients in the split.
+
+    A site that gives none is said in a warning, and is missing from the answer.
+    """
+    content = RecordDict(
+        {
+            "instruction": instruction(job, model=model, split=split, replicates=replicates),
+            "weights": to_record(weights),
+        }
+    )
+    requests = {name: (site.node, content) for name, site in sites.items() if site.cases.get(split, 0) > 0}
+    sums: dict[str, Sums] = {}
+    for reply in ask(grid, requests, MessageType.EVALUATE, job.federation.deadline_seconds):
+        try:
+            sums[reply.site] = _sums(reply.message, replicates)
+        except BadInput as error:
+            sentence = f"{reply.site} gave no {split} result for model '{model}': {error}"
+            events.emit("warning", text=sentence, left_out=True)
+    return {name: sums[name] for name in sorted(sums)}
+
+
+def _sums(reply: Message | None, replicates: int) -> Sums:
+    if reply is None:
+        raise BadInput("no reply before the deadline")
+    fault = fault_of(reply)
+    if fault:
+        raise BadInput(fault)
+    record = reply.content.get("sums")
+    if not isinstance(record, ArrayRecord):
+        raise BadInput("the reply has no record 'sums'")
+    sums: Sums = {}
+    for name, array in from_record(record).items():
+        if array.dtype != np.float64 or array.shape[:1] != (replicates + 1,) or not np.isfinite(array).all():
+            raise BadInput(f"its sum '{name}' is not a finite float64 array with {replicates + 1} rows")
+        sums[name] = array.astype(np.float64, copy=False)
+    return sums
+
+
+def first_values(job: Job, sums: Sums) -> dict[str, float | None]:
+    """The metrics without their replicates; None where a metric is undefined."""
+    values = {name: float(row[0]) for name, row in task_of(job).metrics(sums).items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
+    """The content of evaluations.json.
+
+    Args:
+        sums: model -> hospital -> metric sums with bootstrap replicates; every model has the same replicates, so that
+            differences are paired.
+    """
+    task = task_of(job)
+    pooled_sums = {model: with_all(by_site) for model, by_site in sums.items()}
+    alone = with_all({site: sums[LOCAL + site][site] for site in sums[FEDERATED] if site in sums.get(LOCAL + site, {})})
+    return {
+        "schema": 1,
+        "split": "test",
+        "bootstrap": job.evaluation.bootstrap,
+        "metrics": task.metric_info(),
+        "models": {
+            model: {site: _values(task, values) for site, values in by_site.items()}
+            for model, by_site in pooled_sums.items()
+        },
+        "differences": {
+            f"{FEDERATED}-local": _differences(task, pooled_sums[FEDERATED], alone),
+            f"{FEDERATED}-{POOLED}": _differences(task, pooled_sums[FEDERATED], pooled_sums.get(POOLED, {})),
+        },
+        "curves": {model: {"all": task.curves(by_site["all"])} for model, by_site in pooled_sums.items() if by_site},
+    }
+
+
+def with_all(by_site: Mapping[str, Sums]) -> dict[str, Sums]:
+    """The hospitals and, as `all`, the sums over them."""
+    return {**by_site, "all": pooled(list(by_site.values()))} if by_site else {}
+
+
+def _values(task: Task, sums: Sums) -> dict[str, Any]:
+    counts, patients = task.counts(sums), float(sums["patients"][0])
+    return {
+        name: {**asdict(interval(values, patients)), "n": counts[name]} for name, values in task.metrics(sums).items()
+    }
+
+
+def _differences(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sums]) -> dict[str, Any]:
+    # `all` compares like with like only when every hospital has both models
+    sites = [site for site in ours if site in theirs and (site != "all" or ours.keys() <= theirs.keys())]
+    result = {}
+    for site in sites:
+        others, patients = task.metrics(theirs[site]), float(ours[site]["patients"][0])
+        result[site] = {
+            name: asdict(difference(values, others[name], patients))
+            for name, values in task.metrics(ours[site]).items()
+        }
+    return result
+
+
+def undefined(evaluations: Mapping[str, Any]) -> str | None:
+    """One sentence that names the hospitals where the federated model's main metric has no value; None if all have."""
+    main = next(name for name, info in evaluations["metrics"].items() if info["headline"])
+    without = {
+        site: metrics[main]["why"]
+        for site, metrics in evaluations["models"][FEDERATED].items()
+        if metrics[main]["value"] is None
+    }
+    if not without:
+        return None
+    label, why = evaluations["metrics"][main]["label"], next(iter(without.values()))
+    return f"{label} has no value at {', '.join(without)} ({why}); these hospitals count in the value over all"

@@ -1,0 +1,132 @@
+"""Who is in the federation, who is asked in a round, and who answered what."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from server.admission import fault_of
+from server.events import EventLog
+from shared_models.errors import RunStopped
+from shared_models.job import Job
+from shared_models.seeds import derive_seed
+
+SHORTEST_POLL, LONGEST_POLL = 0.002, 1.0  # seconds between two looks for replies
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site that is ready: its name, its Flower node and the cases that it holds by split."""
+
+    name: str
+    node: int
+    cases: Mapping[str, int]
+
+
+@dataclass
+class Reply:
+    """A site's answer to one message; None when the deadline passed first."""
+
+    site: str
+    message: Message | None
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+
+
+def draw(job: Job, names: Sequence[str], round_number: int, attempt: int) -> list[str]:
+    """The sites asked in a round: all, or `sites_per_round` at random from the job seed."""
+    names, wanted = sorted(names), job.federation.sites_per_round
+    if wanted is None or wanted >= len(names):
+        return names
+    rng = np.random.default_rng(derive_seed(job.seed, "sites", round_number, attempt))
+    return sorted(rng.choice(names, size=wanted, replace=False).tolist())
+
+
+def quorum(job: Job, drawn: int) -> int:
+    """The updates that a round needs."""
+    return job.federation.quorum or drawn // 2 + 1
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of the arrays in a message: what a site sends or receives, but for a few hundred bytes of names."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def instruction(job: Job, **fields: Any) -> ConfigRecord:
+    """The part of a message that says what to do; the job itself travels with it."""
+    return ConfigRecord({"job": job.canonical_json(), **fields})
+
+
+def ask(
+    grid: Grid, requests: Mapping[str, tuple[int, RecordDict]], kind: str, deadline: float | None = None
+) -> Iterator[Reply]:
+    """Sends every site its message and yields the replies one at a time, as they arrive.
+
+    Args:
+        requests: site name -> Flower node id and content.
+        deadline: seconds; sites that have not answered by then are yielded last, without a message.
+    """
+    began = time.monotonic()
+    waiting: dict[str, str] = {}
+    sizes = {name: content_bytes(content) for name, (_, content) in requests.items()}
+    # A grid that knows when a reply has come is waited for; any other is looked at again after a pause.
+    wait = getattr(grid, "wait_for_reply", time.sleep)
+    for name, (node, content) in requests.items():
+        # One by one, so that a message id belongs to a site: an error reply does not carry the site's node id.
+        message = Message(content=content, dst_node_id=node, message_type=kind)
+        ids = list(grid.push_messages([message]))
+        if ids and ids[0]:
+            waiting[ids[0]] = name
+        else:
+            yield Reply(name, None, 0.0, 0, 0)
+    pause = SHORTEST_POLL
+    while waiting and (deadline is None or time.monotonic() - began < deadline):
+        arrived = False
+        for message_id in list(waiting):
+            for message in grid.pull_messages([message_id]):
+                up = content_bytes(message.content) if message.has_content() else 0
+                name = waiting.pop(message_id)
+                yield Reply(name, message, time.monotonic() - began, sizes[name], up)
+                arrived = True
+        pause = SHORTEST_POLL if arrived else min(pause * 1.5, LONGEST_POLL)
+        if waiting and not arrived:
+            wait(pause)
+    for name in waiting.values():
+        yield Reply(name, None, time.monotonic() - began, sizes[name], 0)
+
+
+def introduce(grid: Grid, job: Job, events: EventLog) -> dict[str, Site]:
+    """Asks every node for its name and whether its data are fit for the job; says who is ready and who is not.
+
+    Raises:
+        RunStopped: no site is ready.
+    """
+    nodes = {str(node): node for node in grid.get_node_ids()}
+    content = RecordDict({"instruction": instruction(job)})
+    ready: dict[str, Site] = {}
+    requests = {name: (node, content) for name, node in nodes.items()}
+    for reply in ask(grid, requests, f"{MessageType.QUERY}.prepare"):
+        message = reply.message
+        fault = fault_of(message) if message is not None else "it did not answer"
+        record = message.content.config_records.get("prepared") if message and not message.has_error() else None
+        name = str(record["site"]) if record else f"node {reply.site}"
+        if fault or record is None or message is None or name in ready:
+            reason = fault or "its answer was not understood, or its name is taken"
+            events.emit("site_refused", site=name, reason=reason)
+            continue
+        if "summary" not in record:
+            continue
+        summary: dict[str, Any] = json.loads(str(record["summary"]))
+        ready[name] = Site(name, nodes[reply.site], summary["cases"])
+        events.emit("site_ready", site=name, seconds=round(reply.seconds, 3), **summary)
+    if not ready:
+        raise RunStopped("no site is ready: see the reasons above, mend the manifests and start again")
+    return ready

@@ -1,0 +1,181 @@
+"""A model's tensors by kind, which of them travel, and how they become Flower records and back.
+
+The kind is decided by the type of the module that owns a tensor, never by its name. Only float tensors ever travel:
+integer buffers and constants are rebuilt from the job at every site, and a tensor with two names travels once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from shared_models.errors import BadInput
+
+Kind = Literal["shared", "norm", "statistic", "constant", "alias"]
+Weights = dict[str, NDArray[np.float32]]
+
+TRAVELLING: frozenset[Kind] = frozenset({"shared", "norm", "statistic"})
+NORM_MODULES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One entry of a model's state: `shared` and `norm` are trained, `statistic` is any other float buffer."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def travels(self) -> bool:
+        """Whether the tensor leaves a site."""
+        return self.kind in TRAVELLING
+
+    @property
+    def trainable(self) -> bool:
+        """Whether an optimiser, local or at the server, may step it."""
+        return self.kind in ("shared", "norm")
+
+
+def schema(network: nn.Module) -> list[TensorInfo]:
+    """Every tensor of the network's state dict, in its order, with its kind."""
+    owners = {
+        f"{prefix}.{name}" if prefix else name: module
+        for prefix, module in network.named_modules(remove_duplicate=False)
+        for name in [*module._parameters, *module._buffers]
+    }
+    seen: set[int] = set()
+    entries = []
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        entries.append(TensorInfo(name, _kind(tensor, owners[name], seen), tuple(tensor.shape), _dtype(tensor)))
+        seen.add(id(tensor))
+    return entries
+
+
+def _kind(tensor: torch.Tensor, owner: nn.Module, seen: set[int]) -> Kind:
+    if id(tensor) in seen:
+        return "alias"
+    if not tensor.is_floating_point():
+        return "constant"
+    if not isinstance(tensor, nn.Parameter):
+        return "statistic"
+    return "norm" if isinstance(owner, NORM_MODULES) else "shared"
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def schema_hash(entries: list[TensorInfo]) -> str:
+    """SHA-256 over name, kind, shape and dtype of every tensor: two sites with equal hashes hold the same model."""
+    text = json.dumps([[e.name, e.kind, list(e.shape), e.dtype] for e in entries])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def travelling(network: nn.Module) -> Weights:
+    """The tensors that travel, as float32 arrays that own their memory."""
+    state = network.state_dict()
+    return {
+        e.name: state[e.name].detach().to("cpu", torch.float32).contiguous().numpy().copy()
+        for e in schema(network)
+        if e.travels
+    }
+
+
+def load(network: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Writes travelling tensors into the network in place.
+
+    Raises:
+        BadInput: a tensor is missing, unknown or of another shape.
+    """
+    expected = {e.name: e.shape for e in schema(network) if e.travels}
+    problem = mismatch(expected, {name: array.shape for name, array in weights.items()})
+    if problem:
+        raise BadInput(f"these weights are not of this model: {problem}; use the job that they were trained with")
+    state = network.state_dict()
+    with torch.no_grad():
+        for name, array in weights.items():
+            state[name].copy_(_as_tensor(array))
+
+
+def _as_tensor(array: NDArray[np.float32]) -> torch.Tensor:
+    """A tensor over the array's memory; it is only read, so a read-only array needs no copy."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Says in words how the found tensors differ from the expected ones; None when they agree."""
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing:
+        return f"{len(missing)} of {len(expected)} tensors missing, such as '{min(missing)}'"
+    if unexpected:
+        return f"{len(unexpected)} unexpected tensors, such as '{min(unexpected)}'"
+    for name, shape in expected.items():
+        if found[name] != shape:
+            return f"'{name}' has shape {found[name]}, expected {shape}"
+    return None
+
+
+def to_record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    """A Flower record in the format of numpy files, as Flower writes it, with one copy of the memory instead of two."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        header = io.BytesIO()
+        contiguous = np.ascontiguousarray(array).reshape(array.shape)
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(contiguous))
+        data = b"".join([header.getvalue(), _bytes(contiguous)])
+        record[name] = Array(dtype=str(contiguous.dtype), shape=contiguous.shape, stype="numpy.ndarray", data=data)
+    return record
+
+
+def from_record(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    """Read-only arrays over the record's own memory.
+
+    Raises:
+        BadInput: an entry is not a plain numpy array, or its bytes are not what its header says.
+    """
+    return {name: _parse(name, array) for name, array in record.items()}
+
+
+def _parse(name: str, array: Array) -> NDArray[np.generic]:
+    data = memoryview(array.data)
+    head = io.BytesIO(data[:4096])
+    try:
+        version = np.lib.format.read_magic(head)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = read_header[version](head)
+        if dtype.hasobject or (fortran and len(shape) > 1):
+            raise ValueError("not a plain C-ordered array")
+        return np.frombuffer(data[head.tell() :], dtype=dtype).reshape(shape)
+    except (ValueError, KeyError, EOFError) as error:
+        raise BadInput(f"tensor '{name}' cannot be read as a numpy array: {error}") from None
+
+
+def fingerprint(weights: Mapping[str, NDArray[np.generic]]) -> str:
+    """SHA-256 over names, shapes and bytes, in order of name: two models with equal fingerprints are the same."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"{name} {array.dtype.str} {weights[name].shape}\n".encode())
+        digest.update(_bytes(array))
+    return digest.hexdigest()
+
+
+def _bytes(array: NDArray[np.generic]) -> memoryview:
+    """A C-ordered array's memory, without a copy."""
+    return memoryview(array.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,115 @@
+"""What federation is compared with: each hospital alone, and all data pooled.
+
+A baseline has the federation's initial weights, number of rounds and rule for the best round, and one optimiser
+throughout. A hospital alone takes as many optimiser steps as it takes in the federation; the pooled baseline takes as
+many as all hospitals together.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from flwr.app import ArrayRecord, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from server.admission import Rejected, admit_tensors, fault_of
+from server.app import Result
+from server.checkpoint import load_weights, save_weights, write_atomically
+from server.events import EventLog
+from server.judgement import FEDERATED, LOCAL, POOLED, collect, judge, undefined
+from server.participation import Reply, Site, ask, instruction
+from shared_models.job import Job
+from shared_models.weights import Weights, fingerprint, to_record
+
+BASELINES = ("local", POOLED)
+
+
+def compare(grid: Grid, result: Result, job: Job, baselines: Collection[str], run_dir: Path, events: EventLog) -> None:
+    """Trains the baselines that are not there yet, judges every model on every hospital's test patients."""
+    train_baselines(grid, result, job, baselines, run_dir, events)
+    names = [FEDERATED]
+    names += [POOLED] if POOLED in baselines else []
+    names += [LOCAL + site for site in sorted(result.sites)] if "local" in baselines else []
+    began, sums = time.monotonic(), {}
+    for name in names:
+        weights = result.best if name == FEDERATED else _saved(run_dir, name)
+        if weights is not None:
+            sums[name] = collect(grid, result.sites, job, weights, name, "test", job.evaluation.bootstrap, events)
+    if not sums[FEDERATED]:
+        sentence = "no hospital has test patients with a result: the models could not be compared"
+        events.emit("warning", text=sentence, left_out=True)
+        return
+    evaluations = judge(job, {name: by_site for name, by_site in sums.items() if by_site})
+    missing = undefined(evaluations)
+    if missing:
+        events.emit("warning", text=missing)
+    write_atomically(run_dir / "evaluations.json", json.dumps(evaluations, indent=1).encode())
+    events.emit("judged", models=list(sums), seconds=round(time.monotonic() - began, 3))
+
+
+def train_baselines(
+    grid: Grid, result: Result, job: Job, baselines: Collection[str], run_dir: Path, events: EventLog
+) -> None:
+    """Trains the baselines, as many at once as there are workers, and saves each when it is done."""
+    record = to_record(result.initial)
+    steps = job.training.local_steps or 0
+
+    def content(steps: int) -> RecordDict:
+        return RecordDict({"instruction": instruction(job, steps=steps), "weights": record})
+
+    wanted: dict[str, tuple[Site, RecordDict]] = {}
+    if POOLED in baselines:
+        if POOLED in result.others:
+            wanted[POOLED] = result.others[POOLED], content(steps * len(result.sites))
+        else:
+            sentence = "there is no pooled baseline: the pooled data were refused, see above"
+            events.emit("warning", text=sentence, left_out=True)
+    if "local" in baselines:
+        wanted |= {LOCAL + name: (site, content(0)) for name, site in result.sites.items()}
+    # The longest first, so that no worker is left with the largest at the end.
+    order = sorted(wanted, key=lambda name: -wanted[name][0].cases["train"])
+    requests = {n: (wanted[n][0].node, wanted[n][1]) for n in order if not _path(run_dir, n).exists()}
+    for name in wanted.keys() - requests.keys():  # finished before the run was resumed
+        events.emit("baseline_finished", **json.loads(_path(run_dir, name).with_suffix(".json").read_text()))
+    for reply in ask(grid, requests, f"{MessageType.TRAIN}.alone"):
+        _keep(reply, result.initial, job, run_dir, events)
+
+
+def _keep(reply: Reply, initial: Weights, job: Job, run_dir: Path, events: EventLog) -> None:
+    message, name = reply.message, reply.site
+    fault = "it did not answer" if message is None else fault_of(message)
+    if message is None or fault:
+        events.emit("warning", text=f"there is no baseline '{name}': {fault}", left_out=True)
+        return
+    record, numbers = message.content.get("weights"), message.content.metric_records["numbers"]
+    try:
+        if not isinstance(record, ArrayRecord):
+            raise Rejected("the reply has no record 'weights'")
+        weights = admit_tensors(record, {key: array.shape for key, array in initial.items()})
+    except Rejected as error:
+        events.emit("warning", text=f"there is no baseline '{name}': {error}", left_out=True)
+        return
+    note = {
+        "model": name,
+        "steps": numbers["steps"],
+        "seconds": numbers["seconds"],
+        "best_round": numbers["best_round"],
+        "curve": json.loads(str(message.content.config_records["curve"]["json"])),
+    }
+    # The weights last: where they are, the baseline is finished.
+    write_atomically(_path(run_dir, name).with_suffix(".json"), json.dumps(note).encode())
+    notes = {"job_hash": job.fingerprint(), "round": note["best_round"], "fingerprint": fingerprint(weights)}
+    save_weights(_path(run_dir, name), weights, **notes)
+    events.emit("baseline_finished", **note)
+
+
+def _path(run_dir: Path, name: str) -> Path:
+    return run_dir / "models" / f"{name.replace(':', '-')}.safetensors"
+
+
+def _saved(run_dir: Path, name: str) -> Weights | None:
+    path = _path(run_dir, name)
+    return load_weights(path) if path.exists() else None

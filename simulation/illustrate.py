@@ -1,0 +1,78 @@
+"""The pictures of a finished run: who has what, and the cases that the federated model got best, middling and worst."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from client.data.cache import CaseCache
+from client.data.dataset import SiteData
+from client.training import infer_cases
+from server.checkpoint import load_weights
+from server.events import EventLog
+from server.judgement import FEDERATED
+from shared_models.errors import BadInput
+from shared_models.tasks import task_of
+from shared_models.weights import load
+from shared_models.zoo import build
+from simulation.pictures import draw_cases, draw_partition
+from simulation.run_folder import RunFolder
+
+TITLES = {"Best": 0.0, "Median": 0.5, "Worst": 1.0}
+
+
+def draw_pictures(run: RunFolder, events: EventLog) -> None:
+    """Writes pictures/partition.png and, for segmentation, pictures/cases.png.
+
+    A picture that cannot be drawn is a warning in the report, not the end of a run that is done.
+    """
+    sites: dict[str, SiteData] = {}
+    for node in run.nodes():
+        if node["site"] in run.split.hospitals:
+            try:
+                sites[node["site"]] = SiteData(
+                    Path(node["manifest"]), run.job, node["site"], CaseCache(Path(node["cache"]), 0)
+                )
+            except BadInput as error:
+                events.emit("warning", text=f"{node['site']} is in no picture: {error}")
+    try:
+        manifests = {name: run.path / "sites" / name / "manifest.csv" for name in sites}
+        reports = {name: data.report for name, data in sites.items()}
+        draw_partition(run.job, manifests, reports, run.path / "pictures" / "partition.png")
+        if run.job.task.kind == "segmentation" and (run.path / "evaluations.json").exists():
+            _draw_cases(run, sites)
+    except BadInput as error:
+        events.emit("warning", text=f"a picture could not be drawn: {error}")
+
+
+def _draw_cases(run: RunFolder, sites: Mapping[str, SiteData]) -> None:
+    """Draws the test cases at the top, the middle and the bottom of the federated model's mean Dice."""
+    ranked = sorted(_scores(run, sites), key=lambda row: (-row[0], row[1:]))
+    if not ranked:
+        return
+    network, task = build(run.job), task_of(run.job)
+    load(network, load_weights(run.path / "models" / "federated-best.safetensors"))
+    samples = []
+    for title, place in TITLES.items():
+        score, site, case_id = ranked[round(place * (len(ranked) - 1))]
+        data = sites[site]
+        case = next(case for case in data.cases("test") if case.id == case_id)
+        for sample, probabilities in infer_cases(network, data, [case], run.job, task):
+            heading = f"{title}: {case_id} at {site}, mean Dice {score:.2f}"
+            samples.append({**sample, "probabilities": probabilities, "title": heading})
+    draw_cases(run.job, samples, run.path / "pictures" / "cases.png")
+
+
+def _scores(run: RunFolder, sites: Mapping[str, SiteData]) -> list[tuple[float, str, str]]:
+    """(mean Dice over the classes of the case, hospital, case) of every test case; a missed organ counts as zero."""
+    rows = []
+    for site in sites:
+        path = run.path / "sites" / site / "evaluations" / f"{FEDERATED}.json"
+        records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        for record in records:
+            dice = [value for value in record["values"]["dice"] if value is not None]
+            if dice:
+                rows.append((sum(dice) / len(dice), site, str(record["case"])))
+    return rows

@@ -1,0 +1,173 @@
+"""The folder of a run: made whole before the first round, read again to resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from server.checkpoint import write_atomically
+from server.judgement import POOLED
+from shared_models.errors import BadInput
+from shared_models.job import Job
+from shared_models.job_file import dump_job, load_job
+from simulation.baselines import BASELINES
+from simulation.datasets import open_dataset
+from simulation.hospitals import make_split, write_hospitals, write_pooled
+from simulation.split_manifest import SplitManifest
+
+RUN_SCHEMA = "consilium-run/1"
+PACKAGES = ("torch", "monai", "flwr", "numpy")
+
+
+@dataclass(frozen=True)
+class SimulationRequest:
+    """What the command line asks for."""
+
+    job_path: Path | None
+    data_dir: Path | None = None
+    out: Path | None = None
+    engine: str = "inprocess"
+    workers: int | None = None
+    split: Path | None = None
+    compare: tuple[str, ...] = BASELINES
+    resume: Path | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk: its job, who has which patient, and how it is run."""
+
+    path: Path
+    job: Job
+    split: SplitManifest
+    settings: dict[str, Any]
+
+    def nodes(self) -> list[dict[str, str]]:
+        """One Flower node config a hospital, and one for the pooled data where they are compared."""
+        names = [*self.split.hospitals, *([POOLED] if POOLED in self.settings["compare"] else [])]
+        return [
+            {
+                "site": name,
+                "manifest": str(self.path / "sites" / name / "manifest.csv"),
+                "folder": str(self.path / "sites" / name),
+                "cache": str(cache_folder() / "cases"),
+                "device": str(self.settings["device"]),
+            }
+            for name in names
+        ]
+
+
+def cache_folder() -> Path:
+    """Where decoded cases and fetched data sets are kept; CONSILIUM_CACHE moves it."""
+    return Path(os.environ.get("CONSILIUM_CACHE") or Path.home() / ".cache" / "consilium")
+
+
+def create(request: SimulationRequest) -> RunFolder:
+    """Divides the data set and writes the folder of a new run.
+
+    Raises:
+        BadInput: the job, the data set, the split file or the output folder is not what it should be.
+    """
+    if request.job_path is None:
+        raise BadInput("a job file is needed, as in: consilium simulate job.yaml")
+    unknown = set(request.compare) - set(BASELINES)
+    if unknown:
+        raise BadInput(f"--compare knows {' and '.join(BASELINES)}, found '{sorted(unknown)[0]}'")
+    job = load_job(request.job_path)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    path = (request.out or Path("runs") / f"{job.name}-{stamp}").absolute()
+    if path.exists():
+        raise BadInput(f"{path} exists already and is never overwritten: name another folder, or use --resume {path}")
+    device = _device(request.device)
+    cases = open_dataset(job, request.data_dir)
+    split = SplitManifest.load(request.split) if request.split else make_split(job, request.data_dir, cases)
+    split.check_against(cases)
+    compare = tuple(name for name in BASELINES if name in request.compare)
+    workers, threads = _workers(request, len(split.hospitals), device)
+    settings = {
+        "schema": RUN_SCHEMA,
+        "name": job.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "consilium": version("consilium"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "seed": job.seed,
+        "job_hash": job.fingerprint(),
+        "split_hash": split.hash,
+        "engine": request.engine,
+        "workers": workers,
+        "threads": threads,
+        "device": device,
+        "compare": list(compare),
+        "command": shlex.join(["consilium", *sys.argv[1:]]),
+    }
+    path.mkdir(parents=True)
+    write_atomically(path / "job.yaml", dump_job(job).encode())
+    split.save(path / "split.json")
+    manifests = write_hospitals(job, cases, split, path / "sites")
+    if POOLED in compare:
+        write_pooled(manifests, path / "sites")
+    # Last: a folder with a run.json is a whole one, and can be resumed.
+    write_atomically(path / "run.json", json.dumps(settings, indent=1).encode())
+    return RunFolder(path, job, split, settings)
+
+
+def reopen(path: Path) -> RunFolder:
+    """Reads the folder of a run that was stopped or killed.
+
+    Raises:
+        BadInput: it is not a run, it is finished, or its job or split was changed.
+    """
+    path = path.absolute()
+    if not (path / "run.json").is_file():
+        raise BadInput(f"{path} is not a run that can be resumed: it has no run.json; start it again in a new folder")
+    try:
+        settings = json.loads((path / "run.json").read_text())
+        expected_job, expected_split = settings["job_hash"], settings["split_hash"]
+    except (ValueError, KeyError) as error:
+        raise BadInput(f"{path / 'run.json'} is damaged ({error}); start a new run") from None
+    job, split = load_job(path / "job.yaml"), SplitManifest.load(path / "split.json")
+    if job.fingerprint() != expected_job or split.hash != expected_split:
+        raise BadInput(f"{path}: job.yaml or split.json was changed after the run began; undo that, or start a new run")
+    return RunFolder(path, job, split, settings)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        if _cuda_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not _cuda_available():
+        raise BadInput("--device cuda: torch finds no CUDA GPU; use --device cpu, or install a CUDA build of torch")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("--device mps: torch finds no Apple GPU here; use --device cpu")
+    return name
+
+
+def _cuda_available() -> bool:
+    import torch
+
+    # Asks the driver's library instead of starting CUDA, which a forked worker could not start again.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    return torch.cuda.is_available()
+
+
+def _workers(request: SimulationRequest, hospitals: int, device: str) -> tuple[int, int]:
+    """Worker processes and torch threads of each: one worker a core, but not more than hospitals."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if request.workers is not None and request.workers < 1:
+        raise BadInput(f"--workers {request.workers}: at least one worker is needed")
+    if device == "mps":
+        return 1, cores
+    workers = request.workers or min(cores, hospitals)
+    return workers, max(1, cores // workers)
