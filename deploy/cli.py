@@ -1,0 +1,260 @@
+"""The command `consilium`: every way in for a person.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once. Whatever goes wrong ends in one
+sentence on stderr and a documented exit code; `--debug`, anywhere on the line, shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy import cli_job, cli_site
+from shared_models.errors import BadInput, ConsiliumError, RunStopped
+
+BUG = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+app = typer.Typer(
+    name="consilium",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Hospitals train one imaging model together; images never leave a hospital.
+
+    consilium job init --task segmentation   write a commented example, job.yaml
+    consilium job check job.yaml             is it right, what would it do?
+    consilium simulate job.yaml              run it, and get a report
+
+    Any command takes --debug, which shows the traceback behind an error.
+    """,
+)
+app.add_typer(cli_job.app, name="job")
+app.add_typer(cli_site.app, name="site")
+
+
+class Engine(StrEnum):
+    """Where the virtual hospitals run."""
+
+    inprocess = "inprocess"
+    ray = "ray"
+
+
+class Device(StrEnum):
+    """What the networks train on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+@app.command()
+def simulate(
+    context: typer.Context,
+    job: Annotated[Path | None, typer.Argument(metavar="JOB.yaml")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with data sets already downloaded; without it they are fetched.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory to make; default runs/<job name>-<UTC time>.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="This machine, or Flower's Ray runtime (extra `ray`).")] = (
+        Engine.inprocess
+    ),
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one for each core or GPU.")] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="Replay who has which patient, from `consilium partition`.")
+    ] = None,
+    compare: Annotated[
+        str, typer.Option(help="Train these beside the federated model: local, pooled, both, or `none`.")
+    ] = "local,pooled",
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Continue a run that was stopped.")] = None,
+    device: Annotated[Device, typer.Option(help="What the networks train on.")] = Device.auto,
+) -> None:
+    """Run a job with virtual hospitals on this machine, and judge it.
+
+    Splits the job's data set into hospitals, trains one model federatedly
+    through Flower, compares it with what each hospital could do alone and with
+    pooled training, and leaves a run directory with report.html and report.json.
+
+    consilium simulate job.yaml
+    consilium simulate job.yaml --data-dir ~/data --out runs/first
+    consilium simulate job.yaml --split split.json --compare none
+    consilium simulate --resume runs/first
+
+    Exit codes
+      0  complete, and nobody was left out
+      2  bad input: the job, the data or an option; nothing was trained
+      3  stopped: what was done is kept, --resume continues it
+      4  complete, but a hospital was left out of a round or a comparison;
+         the report says which and why
+      130  interrupted by Ctrl-C; --resume continues it
+    """
+    from shared_models.job_file import load_job
+
+    baselines = _baselines(compare)
+    if resume:
+        _refuse_others(context, "resume")
+        run_dir, job_path = resume, resume / "job.yaml"
+    elif job is None:
+        raise BadInput("give a JOB.yaml, or --resume RUN_DIR to continue a run; `consilium job init` writes an example")
+    else:
+        run_dir, job_path = out or _new_run_dir(load_job(job).name), job
+
+    try:
+        # Before the data set is opened, and at once where the folder to resume is none.
+        metric = cli_job.selection_metric(job_path) if job_path.is_file() else ""
+        from server.live import LiveDisplay
+        from simulation.run import simulate
+        from simulation.run_folder import SimulationRequest
+
+        request = SimulationRequest(
+            job_path=job,
+            data_dir=data_dir,
+            out=None if resume else run_dir,
+            engine=engine.value,
+            workers=workers,
+            split=split,
+            compare=baselines,
+            resume=resume,
+            device=device.value,
+        )
+        with LiveDisplay(run_dir, metric) as live:
+            code = simulate(request, (live.handle,))
+        raise typer.Exit(code)
+    except KeyboardInterrupt:
+        _say(f"interrupted; {_how_to_go_on(run_dir)}")
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise RunStopped(f"the disk is full{where}; free some space, then: {_how_to_go_on(run_dir)}") from error
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+) -> None:
+    """Make the report of a run again.
+
+    Writes report.html and report.json from what the run directory holds.
+
+    consilium report runs/first
+    """
+    from server.report import write_report
+
+    if not run_dir.is_dir():
+        raise BadInput(f"{run_dir}: there is no such run directory")
+    write_report(run_dir)
+    typer.echo(f"Wrote {run_dir / 'report.html'} and {run_dir / 'report.json'}.")
+
+
+@app.command()
+def partition(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it; an existing file is not touched.")],
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with data sets already downloaded; without it they are fetched.")
+    ] = None,
+) -> None:
+    """Decide who has which patient, without training.
+
+    The file can be published beside a paper, and replayed with --split.
+
+    consilium partition job.yaml --out split.json
+    consilium simulate job.yaml --split split.json
+    """
+    from shared_models.job_file import load_job
+    from simulation.hospitals import make_split
+
+    if out.exists():
+        raise BadInput(f"{out} exists already; give another --out")
+    split = make_split(load_job(job), data_dir)
+    split.save(out)
+    patients = sum(len(members) for members in split.hospitals.values())
+    typer.echo(f"Wrote {out}: {patients} patients in {len(split.hospitals)} hospitals, hash {split.hash[:16]}.")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions that the numbers of a run depend on.
+
+    consilium version
+    """
+    from importlib.metadata import version as version_of
+
+    typer.echo(f"consilium {version_of('consilium')}")
+    python = ".".join(map(str, sys.version_info[:3]))
+    parts = [f"{name} {version_of(name)}" for name in ("torch", "monai", "flwr", "numpy")]
+    typer.echo(f"python {python}, {', '.join(parts)}")
+
+
+def main() -> None:
+    """Run the command line; exits with the code that the help of each command documents."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        if isinstance(error, ConsiliumError):
+            _say(str(error))
+            sys.exit(error.exit_code)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            _say(f"{error.filename}: {error.strerror}")
+            sys.exit(BadInput.exit_code)
+        again = "" if debug else "; run it again with --debug and report what it prints"
+        _say(f"this is a bug: {type(error).__name__}: {' '.join(str(error).split())}{again}")
+        sys.exit(BUG)
+
+
+def _new_run_dir(name: str) -> Path:
+    return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _refuse_others(context: typer.Context, only: str) -> None:
+    """Raises BadInput when options were given that a resumed run would not look at."""
+    given = [
+        name
+        for name in context.params
+        if name != only and (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        names = ", ".join("JOB.yaml" if name == "job" else f"--{name.replace('_', '-')}" for name in given)
+        raise BadInput(f"--resume takes everything from its run directory; leave out {names}")
+
+
+def _baselines(compare: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in compare.split(",") if name.strip())
+    if names == ("none",):
+        return ()
+    unknown = [name for name in names if name not in ("local", "pooled")]
+    if unknown or not names:
+        found = f"'{unknown[0]}'" if unknown else "nothing"
+        raise BadInput(f"--compare takes local, pooled, local,pooled or none; found {found}")
+    return tuple(dict.fromkeys(names))
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    if (run_dir / "run.json").exists():
+        return f"consilium simulate --resume {run_dir}"
+    return "no round was begun, so there is nothing to resume"
+
+
+def _say(text: str) -> None:
+    """Every line of an error on stderr, with who says it."""
+    for line in text.splitlines():
+        print(f"consilium: {line}", file=sys.stderr)

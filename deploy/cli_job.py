@@ -1,0 +1,164 @@
+"""`consilium job`: write, check and describe a job file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared_models.errors import BadInput
+
+if TYPE_CHECKING:
+    from shared_models.job import Job
+
+app = typer.Typer(no_args_is_help=True, help="Write, check and describe a job file.")
+
+
+class TaskKind(StrEnum):
+    """The tasks that there is an example for."""
+
+    segmentation = "segmentation"
+    classification = "classification"
+
+
+@app.command()
+def init(
+    task: Annotated[TaskKind, typer.Option(help="What the network is asked.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="An existing file is not touched.")] = Path("job.yaml"),
+) -> None:
+    """Write a commented example in which every key is explained.
+
+    consilium job init --task segmentation
+    consilium job init --task classification --out chest.yaml
+    """
+    example = resources.files("shared_models").joinpath("job_templates", f"{task.value}.yaml").read_text("utf-8")
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(example)
+    except FileExistsError:
+        raise BadInput(f"{out} exists already; give another --out") from None
+    typer.echo(f"Wrote {out}. Next: consilium job check {out}")
+
+
+@app.command()
+def check(job: Annotated[Path, typer.Argument(metavar="JOB.yaml")]) -> None:
+    """Check a job without running it, and print what it would do.
+
+    Every mistake is named with its line. Exit code 0 when there is none, else 2.
+
+    consilium job check job.yaml
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from shared_models.job_file import load_job
+
+    loaded = load_job(job)
+    selection_metric(job)
+    table = Table.grid(padding=(0, 2))
+    for name, text in _summary(loaded):
+        table.add_row(name, text)
+    console = Console(highlight=False, markup=False)
+    console.print(f"{loaded.name}: {job} is a job that can run.")
+    console.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of job files, for editors.
+
+    An editor that knows it completes keys and marks mistakes as you type.
+
+    consilium job schema > job.schema.json
+    """
+    import json
+
+    from shared_models.job import Job
+
+    typer.echo(json.dumps(Job.model_json_schema(), indent=2))
+
+
+def selection_metric(path: Path) -> str:
+    """The validation metric that picks the best round of the job in a file.
+
+    Raises:
+        BadInput: the file is no job, or the metric is none of the task's, or smaller is better.
+    """
+    from shared_models.job_file import load_job
+    from shared_models.tasks import task_of
+
+    job = load_job(path)
+    metrics, wanted = task_of(job).metric_info(), job.selection_metric()
+    known = [name for name, info in metrics.items() if info["larger_is_better"]]
+    if wanted in known:
+        return wanted
+    problem = "of which smaller is better" if wanted in metrics else f"which {job.task.kind} does not have"
+    raise BadInput(f"{path}: evaluation.select: '{wanted}', {problem}; expected one of {', '.join(known)}")
+
+
+def _summary(job: Job) -> list[tuple[str, str]]:
+    """What a job does, as rows of a name and a text."""
+    from shared_models.weights import travelling
+    from shared_models.zoo import build
+
+    network = build(job)
+    parameters = sum(p.numel() for p in network.parameters())
+    megabytes = sum(array.nbytes for array in travelling(network).values()) / 1e6
+    shares = job.evaluation
+    judged = f"validation {shares.validation_share:.0%} and test {shares.test_share:.0%} of each hospital's patients"
+    return [
+        ("task", f"{job.task.kind}: {', '.join(job.task.classes)}"),
+        ("data", _data(job)),
+        ("hospitals", _hospitals(job)),
+        ("model", f"{job.model.name}, {parameters / 1e6:.2f} million parameters"),
+        ("training", _training(job)),
+        ("federation", _federation(job)),
+        ("travels", f"{megabytes:.1f} MB to a hospital and back, each round; images stay"),
+        ("evaluation", f"{judged} where the data has no split of its own"),
+        ("", f"best round by validation {job.selection_metric()}; {shares.bootstrap} bootstrap replicates by patient"),
+    ]
+
+
+def _data(job: Job) -> str:
+    data = job.data
+    channels = f"{data.channels} channel{'s' if data.channels > 1 else ''}"
+    spacing = f", resampled to {_by(data.spacing)} mm" if data.spacing else ""
+    return f"{data.spatial_dims}D, {channels}, patches of {_by(data.crop)}{spacing}, normalisation {data.normalisation}"
+
+
+def _hospitals(job: Job) -> str:
+    if job.simulation is None:
+        return "real ones with their own manifests; `consilium simulate` needs a section `simulation`"
+    dataset, partition = job.simulation.dataset, job.simulation.partition
+    source = " ".join(str(value) for key, value in dataset if key in ("name", "task", "flag", "table"))
+    if partition.name == "natural":
+        return f"one for each {partition.column} of {source}"
+    settings = ", ".join(f"{key} {value}" for key, value in partition if key != "name")
+    return f"{job.simulation.hospitals} from {source}, {partition.name}{f' ({settings})' if settings else ''}"
+
+
+def _training(job: Job) -> str:
+    training, optimizer = job.training, job.training.optimizer
+    passes = "1 epoch" if training.local_epochs == 1 else f"{training.local_epochs} epochs"
+    amount = f"{training.local_steps} steps" if training.local_steps else passes
+    augmentation = f", augmented by {', '.join(training.augmentation)}" if training.augmentation else ""
+    rate = f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule}"
+    return f"{amount} a round, batches of {training.batch_size}, {optimizer.name}, {rate}{augmentation}"
+
+
+def _federation(job: Job) -> str:
+    federation = job.federation
+    who = (
+        f"{federation.sites_per_round} hospitals drawn each" if federation.sites_per_round else "all hospitals in each"
+    )
+    quorum = f"at least {federation.quorum}" if federation.quorum else "more than half"
+    server = federation.algorithm.server_optimizer.name
+    stepped = f" with server {server}" if server != "none" else ""
+    return f"{federation.rounds} rounds of {federation.algorithm.name}{stepped}, {who}, {quorum} must reply"
+
+
+def _by(sizes: list[int] | list[float]) -> str:
+    return " x ".join(f"{size:g}" for size in sizes)
