@@ -110,6 +110,19 @@ def test_calibration_error_is_near_zero_for_honest_and_large_for_boastful_probab
     assert row_zero(BINARY, records_of(boastful, labels))["calibration_error"] == pytest.approx(0.24, abs=0.02)
 
 
+def test_calibration_error_is_the_weighted_gap_over_fifteen_bins():
+    probabilities, labels = exclusive(500, 4)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, 16)
+    expected = 0.0
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
+    error = row_zero(MULTI_CLASS, records_of(probabilities, labels))["calibration_error"]
+    assert error == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("which", [BINARY, MULTI_CLASS, FINDINGS])
 def test_weights_act_like_repeated_cases(which):
     probabilities, labels = findings(40) if which is FINDINGS else exclusive(40, which.outputs)

@@ -55,6 +55,17 @@ def test_loss_is_near_zero_only_for_the_right_answer():
     assert TASK.loss(right.bfloat16(), label).dtype == torch.float32
 
 
+def test_loss_is_cross_entropy_plus_dice_of_the_organs():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 6, 6, generator=generator)
+    label = torch.randint(3, (2, 1, 6, 6), generator=generator)
+    probabilities = logits.softmax(dim=1)[:, 1:]
+    truth = torch.stack([label[:, 0] == k for k in (1, 2)], dim=1).float()
+    overlap, size = (probabilities * truth).sum((2, 3)), (probabilities + truth).sum((2, 3))
+    expected = nn.functional.cross_entropy(logits, label[:, 0]) + (1 - 2 * overlap / size).mean()
+    torch.testing.assert_close(TASK.loss(logits, label), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (5, 8), (5, 7), (20, 13), (20, 5)])
 def test_every_size_of_image_gets_probabilities_at_its_own_voxels(job_for, size):
     torch.manual_seed(0)
