@@ -55,23 +55,16 @@ def make_split(job: Job, data_dir: Path | None, cases: Sequence[SourceCase] | No
     )
 
 
-def replay_split(path: Path, cases: Sequence[SourceCase]) -> SplitManifest:
-    """The split manifest at ``path``, checked to be one of these cases.
-
-    Raises:
-        BadInput: the file is no split manifest, was changed, or belongs to other data.
-    """
-    split = SplitManifest.load(path)
-    split.check_against(cases, path)
-    return split
-
-
 def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest, folder: Path) -> dict[str, Path]:
-    """Write ``folder/sites/<hospital>/manifest.csv`` for every hospital; images are named by absolute path.
+    """Write ``folder/<hospital>/manifest.csv`` for every hospital; images are named by absolute path.
 
     Returns:
         The manifest by name of hospital.
+
+    Raises:
+        BadInput: the split manifest was made for other cases than these.
     """
+    split.check_against(cases)
     names = [*job.data.images, job.data.label, job.data.patient, "case", "split"]
     others = list(dict.fromkeys(column for case in cases for column in case.columns if column not in names))
     header = ["case", job.data.patient, *job.data.images, job.data.label, "split", *others]
@@ -83,20 +76,20 @@ def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest,
             for case in cases
             if case.patient in patients
         ]
-        paths[name] = folder / "sites" / name / "manifest.csv"
+        paths[name] = folder / name / "manifest.csv"
         _write_csv(paths[name], [header, *rows])
     return paths
 
 
 def write_pooled(manifests: Mapping[str, Path], folder: Path) -> Path:
-    """Write ``folder/sites/pooled/manifest.csv``, all hospitals' manifests as one, for the pooled baseline."""
+    """Write ``folder/pooled/manifest.csv``, all hospitals' manifests as one, for the pooled baseline."""
     header: list[str] = []
     rows: list[list[str]] = []
     for path in manifests.values():
         with path.open(newline="", encoding="utf-8") as file:
             header, *own = csv.reader(file)
         rows += own
-    pooled = folder / "sites" / "pooled" / "manifest.csv"
+    pooled = folder / "pooled" / "manifest.csv"
     _write_csv(pooled, [header, *rows])
     return pooled
 

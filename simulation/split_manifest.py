@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from simulation.datasets.files import whole_file
 from simulation.datasets.source import SPLITS, SourceCase
 
 SCHEMA = 1
+HOSPITAL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,33 @@ class SplitManifest:
             for patient in members:
                 if home.setdefault(patient, name) != name:
                     raise BadInput(f"{path} has patient {patient!r} in two hospitals, {home[patient]} and {name}")
+        unsafe = [name for name in split.hospitals if not HOSPITAL_NAME.fullmatch(name)]
+        if unsafe:
+            raise BadInput(f"{path} has a hospital named {unsafe[0]!r}, which cannot be the name of a folder")
         unknown = sorted({where for _, where in patients} - set(SPLITS))
         if unknown:
             raise BadInput(f"{path} has a split {unknown[0]!r}; expected {', '.join(SPLITS)}")
         return split
 
-    def check_against(self, cases: Sequence[SourceCase], path: Path) -> None:
-        """Refuse to divide cases that it was not made for; ``path`` is named in the sentence.
+    def check_against(self, cases: Sequence[SourceCase]) -> None:
+        """Refuse to divide cases that it was not made for.
 
         Raises:
             BadInput: patients of one are unknown to the other, or the cases differ in class or official split.
         """
         divided = {patient for hospital in self.hospitals.values() for patient in hospital}
         there = {case.patient for case in cases}
-        for missing, sentence in ((divided - there, "the data set does not have"), (there - divided, "it leaves out")):
+        for missing, who in ((divided - there, "of the split manifest are not in the data set"),
+                             (there - divided, "of the data set are not in the split manifest")):  # fmt: skip
             if missing:
                 raise BadInput(
-                    f"{path} does not fit the data set: of {len(divided | there)} patients {sentence} {len(missing)}, "
-                    f"first {min(missing)!r}; use the data set it was made from ({self.dataset.get('name')}, "
-                    f"{self.dataset.get('cases')} cases)"
+                    f"{len(missing)} patients {who}, first {min(missing)!r}; use the data set that the split manifest "
+                    f"was made from: {self.dataset.get('name')} with {self.dataset.get('cases')} cases"
                 )
         if self.dataset.get("cases_sha256") != digest(cases):
             raise BadInput(
-                f"{path} was made from another copy of the data set: the patients have the same names, but cases, "
-                "classes or official splits differ; use the copy it was made from"
+                "the split manifest was made from another copy of the data set: the patients have the same names, but "
+                "cases, classes or official splits differ; use the copy it was made from"
             )
 
 
