@@ -107,8 +107,7 @@ class Segmentation:
         false = (in_label == 0) & (in_prediction > 0)
         found = (in_label > 0) & (in_prediction > 0)
 
-        dice = np.full(len(self.organs), np.nan)
-        np.divide(2.0 * np.diag(pairs)[1:], in_label + in_prediction, out=dice, where=in_label + in_prediction > 0)
+        dice = ratio(2.0 * np.diag(pairs)[1:], in_label + in_prediction)
         surface_dice = np.where(missed | false, 0.0, np.nan)
         hd95 = np.where(missed, diagonal_mm, np.nan)
         for k in np.flatnonzero(found):

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_calibration_error_is_the_weighted_gap_over_fifteen_bins():
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, 16)
     expected = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
