@@ -1,0 +1,84 @@
+"""What a site may send, and what is left out with a reason."""
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.admission import Rejected, SiteFault, admit
+from shared_models.weights import to_record
+
+SHAPES = {"a": (2, 2), "b": ()}
+GOOD = {"a": np.ones((2, 2), np.float32), "b": np.array(3.0, np.float32)}
+NUMBERS = {"weight": 10, "cases": 10, "skipped": 1, "steps": 5, "loss": 0.5, "seconds": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _inside_a_task(monkeypatch):
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def question():
+    return Message(RecordDict(), 5, "train")
+
+
+def reply(tensors=GOOD, **numbers):
+    content = RecordDict({"weights": to_record(tensors), "numbers": MetricRecord({**NUMBERS, **numbers})})
+    return Message(content, reply_to=question())
+
+
+def test_a_good_update_is_admitted():
+    update = admit(reply(), SHAPES)
+    assert (update.weight, update.cases, update.skipped, update.steps, update.loss) == (10, 10, 1, 5, 0.5)
+    np.testing.assert_array_equal(update.tensors["a"], GOOD["a"])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"a": GOOD["a"]}, "1 of 2 tensors missing, such as 'b'"),
+        ({**GOOD, "c": GOOD["b"]}, "1 unexpected tensors, such as 'c'"),
+        ({**GOOD, "a": np.ones((4,), np.float32)}, r"'a' has shape \(4,\), expected \(2, 2\)"),
+        ({**GOOD, "b": np.ones((1,), np.float32)}, r"'b' has shape \(1,\), expected \(\)"),
+        ({**GOOD, "a": np.ones((2, 2), np.float64)}, "'a' has dtype float64, expected float32"),
+        ({**GOOD, "a": np.ones((2, 2), np.int64)}, "'a' has dtype int64, expected float32"),
+        ({**GOOD, "a": np.array([[1, np.nan], [1, 1]], np.float32)}, "'a' has values that are NaN or infinite"),
+        ({**GOOD, "b": np.array(np.inf, np.float32)}, "'b' has values that are NaN or infinite"),
+    ],
+)
+def test_tensors_that_are_not_fit_to_be_summed(tensors, reason):
+    with pytest.raises(Rejected, match=reason):
+        admit(reply(tensors), SHAPES)
+
+
+def test_large_finite_values_are_not_taken_for_infinity():
+    largest = np.full((2, 2), np.finfo(np.float32).max)
+    assert admit(reply({**GOOD, "a": largest}), SHAPES).tensors["a"][0, 0] == np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"weight": 0}, "its weight is 0, expected at least 1"),
+        ({"weight": -3}, "'weight' is -3, expected a count"),
+        ({"weight": 2.5}, r"'weight' is 2\.5, expected a count"),
+        ({"weight": 2**40}, "expected a count"),
+        ({"loss": float("nan")}, "'loss' is nan, expected a finite number"),
+    ],
+)
+def test_numbers_that_are_not_what_they_must_be(numbers, reason):
+    with pytest.raises(Rejected, match=reason):
+        admit(reply(**numbers), SHAPES)
+
+
+def test_a_site_may_say_why_it_has_no_update():
+    fault = Message(RecordDict({"fault": ConfigRecord({"sentence": "the policy forbids it"})}), reply_to=question())
+    with pytest.raises(SiteFault, match="the policy forbids it"):
+        admit(fault, SHAPES)
+    with pytest.raises(SiteFault, match="worker died"):
+        admit(Message(Error(1, "worker died"), reply_to=question()), SHAPES)
+
+
+def test_a_reply_without_the_records_is_rejected():
+    with pytest.raises(Rejected, match="no records 'weights' and 'numbers'"):
+        admit(Message(RecordDict({"weights": ArrayRecord()}), reply_to=question()), SHAPES)
