@@ -85,35 +85,46 @@ def answer(report: Row) -> list[str]:
 
 def _against_local(report: Row, metric: str) -> str | None:
     differences = report["differences"].get("federated-local", {})
-    names = [hospital for hospital in differences if hospital != "all" and metric in differences[hospital]]
-    if not names:
-        return None
-    label, digits = report["metrics"][metric]["label"], report["metrics"][metric]["digits"]
     calls: dict[str, list[str]] = {HELPED: [], HARMED: [], UNCLEAR: [], UNDEFINED: []}
-    for name in names:
-        calls[report["verdicts"]["federated-local"][name][metric]].append(name)
-    n = len(names)
+    for name in differences:
+        if name != "all" and metric in differences[name]:
+            calls[report["verdicts"]["federated-local"][name][metric]].append(name)
+    if not any(calls.values()):
+        return None
+    told = len(calls[HELPED]) + len(calls[HARMED]) + len(calls[UNCLEAR])
+    hospitals = f"{told} hospital{'' if told == 1 else 's'}"
     if calls[HELPED]:
-        text = f"Federated training beats local training at {len(calls[HELPED])} of {n} hospitals"
+        text = f"Federated training beats local training at {len(calls[HELPED])} of {hospitals}"
         if calls[HARMED]:
             text += f" and is worse at {len(calls[HARMED])} ({listed(calls[HARMED])})"
     elif calls[HARMED]:
-        text = f"Federated training is worse than local training at {len(calls[HARMED])} of {n} hospitals"
+        text = f"Federated training is worse than local training at {len(calls[HARMED])} of {hospitals}"
         text += f" ({listed(calls[HARMED])}) and beats it at none"
     elif calls[UNCLEAR]:
-        text = f"Federated training shows no clear difference from local training at any of {n} hospitals"
+        text = f"Federated training shows no clear difference from local training at any of {hospitals}"
     else:
-        text = f"Whether federated training beats local training cannot be told at any of {n} hospitals"
-    overall = differences.get("all", {}).get(metric)
-    if overall and overall.get("value") is not None:
-        change = write(overall["value"], digits, signed=True)
-        text += f" ({label} {change} over all hospitals, {interval_text(overall, digits, signed=True)})"
+        return "Whether federated training beats local training cannot be told at any hospital."
+    text += _over_all(report, metric, calls)
     rest = []
     if calls[UNCLEAR] and (calls[HELPED] or calls[HARMED]):
         rest.append(f"no clear difference at {listed(calls[UNCLEAR])}")
-    if calls[UNDEFINED] and len(calls[UNDEFINED]) < n:
-        rest.append(f"undefined at {listed(calls[UNDEFINED])}")
+    if calls[UNDEFINED]:
+        rest.append(f"it cannot be told at {listed(calls[UNDEFINED])}")
     return f"{text}; {', '.join(rest)}." if rest else f"{text}."
+
+
+def _over_all(report: Row, metric: str, calls: dict[str, list[str]]) -> str:
+    """The difference over all hospitals together, which may well contradict those of the single hospitals."""
+    overall = report["differences"]["federated-local"].get("all", {}).get(metric)
+    if not overall or overall.get("value") is None:
+        return ""
+    info, call = report["metrics"][metric], report["verdicts"]["federated-local"]["all"][metric]
+    change = write(overall["value"], info["digits"], signed=True)
+    interval = interval_text(overall, info["digits"], signed=True)
+    if call in (HELPED, HARMED) and not calls[call]:
+        better = "better" if call == HELPED else "worse"
+        return f", but over all hospitals together it is {better} ({info['label']} {change}, {interval})"
+    return f" ({info['label']} {change} over all hospitals, {interval})"
 
 
 def _against_pooled(report: Row, metric: str) -> str | None:
@@ -124,12 +135,11 @@ def _against_pooled(report: Row, metric: str) -> str | None:
     digits = info["digits"]
     call = report["verdicts"]["federated-pooled"]["all"][metric]
     numbers = f"{write(overall['value'], digits, signed=True)}, {interval_text(overall, digits, signed=True)}"
-    distance = write(abs(overall["value"]), digits)
     if call == HELPED:
         return f"It does better than pooled training ({numbers})."
     if call == HARMED:
-        return f"It falls {distance} short of pooled training ({numbers})."
-    return f"It is within {distance} of pooled training ({numbers}): no clear difference."
+        return f"It falls short of pooled training ({numbers})."
+    return f"It is within {write(abs(overall['value']), digits)} of pooled training ({numbers}): no clear difference."
 
 
 def _levels(report: Row, metric: str) -> list[str]:
@@ -140,52 +150,58 @@ def _levels(report: Row, metric: str) -> list[str]:
     if overall.get("value") is not None:
         sentences.append(
             f"The federated model reaches {label} {write(overall['value'], digits)} over all hospitals "
-            f"({interval_text(overall, digits)}, n = {overall.get('n')})."
+            f"({interval_text(overall, digits)}, {_cases(overall)})."
         )
     worst = report["worst_hospital"].get("federated")
     if worst:
         sentences.append(
             f"It does worst at {worst['hospital']}: {label} {write(worst['value'], digits)} "
-            f"({interval_text(worst, digits)}, n = {worst.get('n')})."
+            f"({interval_text(worst, digits)}, {_cases(worst)})."
         )
     return sentences
 
 
+def _cases(row: Row) -> str:
+    return f"n = {row['n']} case{'' if row['n'] == 1 else 's'}" if row.get("n") is not None else "n not on record"
+
+
 def uncertain(report: Row) -> list[str]:
     """Warnings about how much the numbers can carry: few patients, wide intervals, undefined metrics."""
-    metric = report["headline_metric"]
-    federated = report["models"].get("federated", {})
+    metric, split = report["headline_metric"], report["split"]
+    digits = report["metrics"][metric]["digits"]
+    few, wide = [], []
+    for hospital, metrics in report["models"].get("federated", {}).items():
+        row = metrics.get(metric, {})
+        patients = report["sites"].get(hospital, {}).get("patients", {}).get(split)
+        if hospital != "all" and patients is not None and patients < FEW_PATIENTS:
+            few.append(f"{hospital} ({patients})")
+        elif hospital != "all" and row.get("low") is not None and row["high"] - row["low"] > WIDE_INTERVAL:
+            wide.append(f"{hospital} ({write(row['low'], digits)} to {write(row['high'], digits)})")
     sentences = []
-    for hospital, metrics in federated.items():
-        if hospital == "all" or metric not in metrics:
-            continue
-        patients = report["sites"].get(hospital, {}).get("patients", {}).get(report["split"])
-        row = metrics[metric]
-        if patients is not None and patients < FEW_PATIENTS:
-            sentences.append(
-                f"{hospital} has only {patients} {report['split']} patients (fewer than {FEW_PATIENTS}): "
-                "its numbers carry little weight."
-            )
-        elif row.get("low") is not None and row["high"] - row["low"] > WIDE_INTERVAL and row["high"] <= 1:
-            digits = report["metrics"][metric]["digits"]
-            sentences.append(
-                f"The interval of {hospital} is wide ({report['metrics'][metric]['label']} "
-                f"{write(row['low'], digits)} to {write(row['high'], digits)})."
-            )
+    if few:
+        sentences.append(f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}.")
+    if wide and report["metrics"][metric]["larger_is_better"]:  # such metrics are shares: 0.1 is much of their range
+        sentences.append(f"Wide intervals of {report['metrics'][metric]['label']}: {listed(wide)}.")
     return sentences + _undefined(report)
 
 
 def _undefined(report: Row) -> list[str]:
-    found: dict[tuple[str, str], list[str]] = {}
+    """Which of the main metrics have no value where, hospitals with the same reason together.
+
+    Of the very first one the coordinator says so itself, in a `warning` event.
+    """
+    main = [name for name, info in report["metrics"].items() if info["headline"]][1:]
+    found: dict[str, tuple[list[str], list[str]]] = {}
     for by_hospital in report["models"].values():
         for hospital, metrics in by_hospital.items():
-            for name, row in metrics.items():
-                if row.get("value") is None:
-                    labels = found.setdefault((hospital, row.get("why") or "no reason on record"), [])
-                    if report["metrics"][name]["label"] not in labels:
-                        labels.append(report["metrics"][name]["label"])
-    where = {"all": "all hospitals together"}
-    return [
-        f"{listed(labels)} {'is' if len(labels) == 1 else 'are'} undefined at {where.get(hospital, hospital)}: {why}."
-        for (hospital, why), labels in found.items()
-    ]
+            for name in main:
+                if name in metrics and metrics[name].get("value") is None:
+                    why = metrics[name].get("why") or "no reason on record"
+                    labels, places = found.setdefault(why, ([], []))
+                    labels.append(report["metrics"][name]["label"])
+                    places.append("all hospitals together" if hospital == "all" else hospital)
+    sentences = []
+    for why, (labels, places) in found.items():
+        names, where = list(dict.fromkeys(labels)), list(dict.fromkeys(places))
+        sentences.append(f"No value of {listed(names)} at {listed(where)} ({why}).")
+    return sentences

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from server.checkpoint import write_atomically
 from server.report import answer, figures, tables
 from server.report.participation import STATUSES
 from server.report.record import RunRecord, read_record
@@ -24,12 +23,14 @@ def write_report(run_dir: Path) -> Path:
 
     Raises:
         BadInput: `run_dir` is no run directory, or a file in it cannot be read.
+        RunStopped: the report cannot be written, as on a full disk.
     """
     record = read_record(run_dir)
     report = summarise(record)
     page = _render(record, report)
-    _write(run_dir / "report.json", json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    _write(run_dir / "report.html", page)
+    content = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomically(run_dir / "report.json", content.encode())
+    write_atomically(run_dir / "report.html", page.encode())
     return run_dir / "report.html"
 
 
@@ -86,21 +87,6 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole: a reader sees the old one or the new one, a full disk leaves the old one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _size(number: float | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from server.report.record import Event, RunRecord
+from server.events import Event
+from server.report.record import RunRecord
 
 STATUSES = {
     "used": "used",
@@ -36,7 +37,7 @@ def participation(record: RunRecord) -> list[dict[str, Any]]:
             entries.append(
                 {
                     "round": number,
-                    "attempt": attempt,
+                    "attempt": attempt + 1,
                     "last_attempt": attempt == last_attempt[number],
                     "site": site,
                     "status": status,
@@ -54,9 +55,13 @@ def participation(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def sites(record: RunRecord) -> list[str]:
-    """Every site that the events name, in the order of the run's own list."""
-    names = [name for event in record.all("run_started") for name in event.get("sites", [])]
-    names += [event["site"] for event in record.events if "site" in event]
+    """Every hospital: those of the split in its order, then whoever else was drawn or refused.
+
+    The pooled data of a simulation stand at a node that is ready too, but is nobody's hospital and never drawn.
+    """
+    names = list((record.split or {}).get("hospitals", {}))
+    names += [name for event in record.all("round_started") for name in event["sites"]]
+    names += [event["site"] for event in record.all("site_refused")]
     return list(dict.fromkeys(names))
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from server.events import Event, read_events
 from shared_models.errors import BadInput
 from shared_models.job import Job
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class RunRecord:
     job: Job
     job_text: str
     events: list[Event]
-    unreadable_events: int
+    split: dict[str, Any] | None
     evaluations: dict[str, Any] | None
 
     def all(self, kind: str) -> list[Event]:
@@ -38,7 +37,7 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run directory; a run that was killed has an events file with a torn line and no evaluations.
+    """Read a run directory, of a run that is complete, stopped, killed or still going on.
 
     Raises:
         BadInput: the folder is no run directory, or one of its JSON or YAML files cannot be read.
@@ -50,16 +49,15 @@ def read_record(folder: Path) -> RunRecord:
         job = Job.model_validate(yaml.safe_load(job_text))
     except (yaml.YAMLError, ValidationError) as error:
         raise BadInput(f"{folder / 'job.yaml'}: not the resolved job of a run: {error}") from error
-    events, unreadable = _read_events(folder / "events.jsonl")
-    evaluations = folder / "evaluations.json"
+    events = folder / "events.jsonl"
     return RunRecord(
         folder=folder,
         run=_read_json(folder / "run.json"),
         job=job,
         job_text=job_text,
-        events=events,
-        unreadable_events=unreadable,
-        evaluations=_read_json(evaluations) if evaluations.exists() else None,
+        events=list(read_events(events)) if events.exists() else [],
+        split=_read_json_if_there(folder / "split.json"),
+        evaluations=_read_json_if_there(folder / "evaluations.json"),
     )
 
 
@@ -70,6 +68,10 @@ def _read_text(path: Path) -> str:
         raise BadInput(f"{path}: cannot be read ({error}); the run directory is incomplete") from error
 
 
+def _read_json_if_there(path: Path) -> dict[str, Any] | None:
+    return _read_json(path) if path.exists() else None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(path))
@@ -78,28 +80,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInput(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
-
-
-def _read_events(path: Path) -> tuple[list[Event], int]:
-    """The events that count, and the number of lines that a kill left torn.
-
-    A resumed run repeats what came after its checkpoint (`resumed_from`, the last round that was kept): only the
-    repetition counts, and an end that was noted before the resumption is no end.
-    """
-    events: list[Event] = []
-    unreadable = 0
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            unreadable += bool(line.strip())
-            continue
-        if not isinstance(event, dict) or "event" not in event:
-            unreadable += 1
-            continue
-        if event["event"] == "run_started":
-            kept = event.get("resumed_from") or 0
-            events = [old for old in events if old["event"] != "run_finished" and old.get("round", 0) <= kept]
-        events.append(event)
-    return events, unreadable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from server.report.answer import answer, uncertain, verdicts, worst_hospital
+from server.report.answer import answer, listed, uncertain, verdicts, worst_hospital
 from server.report.participation import left_out, participation, sites
 from server.report.record import RunRecord
 
@@ -59,7 +59,7 @@ def finite(value: Any) -> Any:
 
 def _ending(record: RunRecord) -> dict[str, Any]:
     end = record.last("run_finished")
-    if end is None:
+    if end is None or end is not record.events[-1]:
         return {"status": "unfinished", "reason": "the run has no end on record: it is still going on, or was killed"}
     return {"status": end["status"], "reason": end.get("reason")}
 
@@ -67,7 +67,7 @@ def _ending(record: RunRecord) -> dict[str, Any]:
 def _identity(record: RunRecord) -> dict[str, Any]:
     start, end = record.last("run_started") or {}, record.last("run_finished") or {}
     finished = record.all("round_finished")
-    best = [event["round"] for event in record.all("validated") if event.get("best")]
+    best_round = next((e["round"] for e in reversed(record.all("validated")) if e.get("best")), None)
     keys = ("consilium", "versions", "seed", "job_hash", "split_hash", "engine", "workers", "threads", "device")
     return {
         "name": record.run.get("name", record.job.name),
@@ -80,8 +80,9 @@ def _identity(record: RunRecord) -> dict[str, Any]:
         "sites": sites(record),
         "rounds_planned": record.job.federation.rounds,
         "rounds_finished": len({event["round"] for event in finished}),
-        "best_round": end.get("best_round") or (best[-1] if best else None),
-        "fingerprint": end.get("fingerprint") or (finished[-1].get("fingerprint") if finished else None),
+        "best_round": best_round,
+        "fingerprint": finished[-1]["fingerprint"] if finished else None,
+        "best_fingerprint": next((e["fingerprint"] for e in finished if e["round"] == best_round), None),
         "resumed": sum(1 for event in record.all("run_started") if event.get("resumed_from") is not None),
         "exit_code": end.get("exit_code"),
     }
@@ -155,6 +156,7 @@ def _sites(record: RunRecord, entries: list[dict[str, Any]]) -> dict[str, dict[s
             "classes": event.get("classes", {}),
             "quarantined": len(event.get("quarantined", {})),
             "duplicates": event.get("duplicates", 0),
+            "warnings": event.get("warnings", []),
             "refused": refused.get(site),
             "rounds_drawn": len({e["round"] for e in mine if e["status"] not in ("not_drawn", "refused")}),
             "rounds_used": len(used),
@@ -170,28 +172,25 @@ def _quarantine(record: RunRecord) -> list[dict[str, Any]]:
     ready = {event["site"]: event for event in record.all("site_ready")}
     return [
         {"site": site, "case": case, "reason": reason}
-        for site, event in ready.items()
-        for case, reason in event.get("quarantined", {}).items()
+        for site in sites(record)
+        for case, reason in ready.get(site, {}).get("quarantined", {}).items()
     ]
 
 
 def _cost(record: RunRecord, entries: list[dict[str, Any]]) -> dict[str, Any]:
     end, judged = record.last("run_finished") or {}, record.last("judged") or {}
     baselines = {event["model"]: event.get("seconds") or 0.0 for event in record.all("baseline_finished")}
-    ready = {event["site"]: event.get("seconds") or 0.0 for event in record.all("site_ready")}
     return {
         "seconds": {
             "total": end.get("seconds"),
-            "preflight": sum(ready.values()),
+            "preflight": max((event.get("seconds") or 0.0 for event in record.all("site_ready")), default=None),
             "federated": sum(event.get("seconds") or 0.0 for event in record.all("round_finished")),
             "baselines": baselines,
             "evaluation": judged.get("seconds"),
         },
         "bytes": {
-            "training_sent_by_sites": sum(entry["bytes_sent"] for entry in entries),
-            "training_received_by_sites": sum(entry["bytes_received"] for entry in entries),
-            "sent_by_coordinator": end.get("bytes_sent"),
-            "received_by_coordinator": end.get("bytes_received"),
+            "sent_by_sites": sum(entry["bytes_sent"] for entry in entries),
+            "received_by_sites": sum(entry["bytes_received"] for entry in entries),
         },
     }
 
@@ -204,13 +203,12 @@ def _warnings(record: RunRecord, report: dict[str, Any]) -> list[str]:
         where = len({row["site"] for row in bad})
         cases, places = "case was" if len(bad) == 1 else "cases were", "hospital" if where == 1 else "hospitals"
         texts.append(f"{len(bad)} {cases} quarantined at {where} {places}; the reasons are listed below.")
-    for site, row in report["sites"].items():
-        if row["duplicates"]:
-            pairs = "pair of cases has" if row["duplicates"] == 1 else "pairs of cases have"
-            texts.append(f"{site}: {row['duplicates']} {pairs} equal pixels in different splits.")
     if report["models"]:
         texts += uncertain(report)
+    by_text: dict[str, list[str]] = {}
+    for site, row in report["sites"].items():
+        for text in row["warnings"]:
+            by_text.setdefault(text, []).append(site)
+    texts += [f"{listed(places)}: {text}" for text, places in by_text.items()]
     texts += [event["text"] for event in record.all("warning")]
-    if record.unreadable_events:
-        texts.append(f"{record.unreadable_events} lines of events.jsonl could not be read and are not counted here.")
     return list(dict.fromkeys(texts))

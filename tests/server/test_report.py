@@ -1,0 +1,534 @@
+"""The report of a run, made from run directories as the simulation leaves them.
+
+The first half builds such directories, the second half reads the reports.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from server.report import write_report
+from shared_models.errors import BadInput
+from shared_models.job import Job
+
+SITES = ["north-clinic", "riverside", "university"]
+
+
+def job(task: str = "segmentation", rounds: int = 8) -> Job:
+    tasks: dict[str, Any] = {
+        "segmentation": {"kind": "segmentation", "classes": ["background", "anterior", "posterior"]},
+        "classification": {"kind": "classification", "classes": ["normal", "pneumonia"]},
+    }
+    return Job.model_validate(
+        {
+            "name": "hippocampus",
+            "seed": 7,
+            "task": tasks[task],
+            "data": {"spatial_dims": 3, "crop": [32, 48, 32]},
+            "model": {"name": "unet"},
+            "training": {"local_epochs": 1},
+            "federation": {"rounds": rounds},
+        }
+    )
+
+
+def entry(value: float | None, spread: float = 0.02, n: int | None = 24) -> dict[str, Any]:
+    if value is None:
+        return {"value": None, "low": None, "high": None, "n": 0, "why": "no case has this class"}
+    row = {"value": value, "low": value - spread, "high": value + spread}
+    return row if n is None else row | {"n": n}
+
+
+def evaluations(gains: dict[str, float], against_pooled: float = -0.004) -> dict[str, Any]:
+    """Three hospitals whose federated Dice exceeds the local one by `gains`, each known to within 0.02."""
+    base = dict(zip(gains, (0.871, 0.842, 0.889), strict=True))
+    models: dict[str, Any] = {
+        "federated": {site: {"dice": entry(base[site]), "hd95": entry(1.9, 0.3)} for site in gains},
+        "pooled": {site: {"dice": entry(base[site] + 0.004), "hd95": entry(1.8, 0.3)} for site in gains},
+    }
+    for home in gains:
+        models[f"local:{home}"] = {
+            site: {"dice": entry(base[site] - gains[site] - (home != site) * 0.06), "hd95": entry(2.6, 0.5)}
+            for site in gains
+        }
+    for by_hospital in models.values():
+        mean = float(np.mean([by_hospital[site]["dice"]["value"] for site in gains]))
+        by_hospital["all"] = {"dice": entry(mean, 0.01, 72), "hd95": entry(2.0, 0.2, 72)}
+    mean_gain = float(np.mean(list(gains.values())))
+    differences = {
+        "federated-local": {
+            **{site: {"dice": entry(gain, 0.02, None), "hd95": entry(-0.7, 0.3, None)} for site, gain in gains.items()},
+            "all": {"dice": entry(mean_gain, 0.02, None), "hd95": entry(-0.7, 0.2, None)},
+        },
+        "federated-pooled": {
+            **{site: {"dice": entry(against_pooled, 0.01, None), "hd95": entry(0.1, 0.3, None)} for site in gains},
+            "all": {"dice": entry(against_pooled, 0.01, None), "hd95": entry(0.1, 0.2, None)},
+        },
+    }
+    return {
+        "schema": 1,
+        "split": "test",
+        "bootstrap": 500,
+        "metrics": {
+            "dice": {"label": "Dice", "larger_is_better": True, "unit": "", "headline": True},
+            "hd95": {"label": "HD95", "larger_is_better": False, "unit": "mm", "headline": True},
+        },
+        "models": models,
+        "differences": differences,
+        "curves": {},
+    }
+
+
+def classification_evaluations() -> dict[str, Any]:
+    found = json.loads(json.dumps(evaluations(dict.fromkeys(SITES, 0.03))).replace('"dice"', '"auroc"'))
+    found["metrics"]["auroc"]["label"] = "AUROC"
+    fpr = np.linspace(0, 1, 60)
+    bins = np.linspace(0.05, 0.95, 10)
+    for model, power in (("federated", 0.12), ("pooled", 0.1), ("local:riverside", 0.3)):
+        found["curves"][model] = {
+            "all": {
+                "roc": {"pneumonia": {"fpr": fpr.tolist(), "tpr": (fpr**power).tolist()}},
+                "reliability": {
+                    "confidence": bins.tolist(),
+                    "observed": (bins**1.2).tolist(),
+                    "n": [90, 40, 30, 20, 10, 10, 20, 30, 60, 150],
+                },
+            }
+        }
+    return found
+
+
+def site_ready(site: str, number: int) -> dict[str, Any]:
+    bad = {"hippocampus_017": "image has shape 35×51×35, its mask 35×51×34; they must be equal"} if number == 1 else {}
+    return {
+        "event": "site_ready",
+        "site": site,
+        "cases": {"train": 61 + number, "validation": 8, "test": 24},
+        "patients": {"train": 61 + number, "validation": 8, "test": 12 if number == 2 else 24},
+        "classes": {},
+        "quarantined": bad,
+        "duplicates": 0,
+        "warnings": ["Every training case is of one class."] if number < 2 else [],
+        "seconds": 1.5,
+    }
+
+
+def round_events(number: int, sites: list[str], reply: dict[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """One finished round; `reply` overrides what a site's reply says, such as its status."""
+    events: list[dict[str, Any]] = [{"event": "round_started", "round": number, "attempt": 0, "sites": sites}]
+    for index, site in enumerate(sites):
+        events.append(
+            {
+                "event": "site_replied",
+                "round": number,
+                "attempt": 0,
+                "site": site,
+                "status": "used",
+                "reason": None,
+                "cases": 61 + index,
+                "skipped": 0,
+                "steps": 8,
+                "loss": 1.3 * 0.75**number + 0.05 * index + 0.2,
+                "seconds": 4.0,
+                "bytes_down": 1_300_000,
+                "bytes_up": 1_301_000,
+                **(reply or {}).get(site, {}),
+            }
+        )
+    dice = 0.88 - 0.5 * 0.6**number
+    by_site = {site: {"dice": dice + 0.02 * (index - 1), "auroc": dice} for index, site in enumerate(sites)}
+    events += [
+        {
+            "event": "round_finished",
+            "round": number,
+            "fingerprint": f"{number:064x}",
+            "loss": 1.3 * 0.75**number + 0.25,
+            "update_norm": 3.2 / number,
+            "sites_used": [],
+            "seconds": 9.4,
+        },
+        {
+            "event": "validated",
+            "round": number,
+            "metrics": {"dice": dice, "auroc": dice},
+            "by_site": by_site,
+            "best": number != 8,
+        },
+    ]
+    return events
+
+
+def fabricate(
+    folder: Path,
+    the_job: Job | None = None,
+    found: dict[str, Any] | None = None,
+    replies: dict[int, dict[str, dict[str, Any]]] | None = None,
+    extra: list[dict[str, Any]] | None = None,
+    sites: list[str] = SITES,
+) -> Path:
+    """A complete run of three hospitals, as the run-directory layout says; `extra` events come before the end."""
+    the_job = the_job or job()
+    rounds = the_job.federation.rounds
+    folder.mkdir(parents=True)
+    identity = {
+        "schema": 1,
+        "name": the_job.name,
+        "created": "2026-01-31T14:05:09+00:00",
+        "consilium": "0.1.0",
+        "versions": {"python": "3.11.9", "torch": "2.13.0"},
+        "seed": the_job.seed,
+        "job_hash": the_job.fingerprint(),
+        "split_hash": "ab" * 32,
+        "engine": "inprocess",
+        "workers": 2,
+        "threads": 1,
+        "device": "cpu",
+        "command": "consilium simulate hippocampus.yaml",
+    }
+    (folder / "run.json").write_text(json.dumps(identity))
+    (folder / "job.yaml").write_text(yaml.safe_dump(the_job.model_dump(mode="json"), sort_keys=False))
+    (folder / "split.json").write_text(json.dumps({"hospitals": {site: {} for site in sites}}))
+    events: list[dict[str, Any]] = [
+        {"event": "run_started", "sites": sites, "rounds": rounds, "parameters": 324_512, "bytes_model": 1_298_048}
+    ]
+    events += [site_ready(site, index) for index, site in enumerate(sites)]
+    for number in range(1, rounds + 1):
+        events += round_events(number, sites, (replies or {}).get(number))
+    if found:
+        for model in ["pooled", *(f"local:{site}" for site in sites)]:
+            curve = [{"round": r, "metrics": {"dice": 0.87 - 0.4 * 0.6**r, "auroc": 0.9}} for r in range(1, rounds + 1)]
+            events.append(
+                {
+                    "event": "baseline_finished",
+                    "model": model,
+                    "steps": 192,
+                    "seconds": 21.0,
+                    "best_round": rounds,
+                    "curve": curve,
+                }
+            )
+        events.append({"event": "judged", "models": list(found["models"]), "seconds": 31.2})
+        (folder / "evaluations.json").write_text(json.dumps(found))
+    events += extra or []
+    events.append(
+        {
+            "event": "run_finished",
+            "status": "complete",
+            "reason": None,
+            "fingerprint": "cd" * 32,
+            "best_round": 7,
+            "seconds": 251.7,
+            "bytes_sent": 52_000_000,
+            "bytes_received": 31_400_000,
+            "exit_code": 0,
+        }
+    )
+    write_events(folder, events)
+    return folder
+
+
+def write_events(folder: Path, events: list[dict[str, Any]]) -> None:
+    lines = [json.dumps({"time": "2026-01-31T14:05:10+00:00", **event}) for event in events]
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def report_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """report.json, and the text of the page without its tags."""
+    page = write_report(folder)
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL)
+    return json.loads((folder / "report.json").read_text()), re.sub(r"\s+", " ", text)
+
+
+def everywhere_helped(folder: Path, **more: Any) -> Path:
+    return fabricate(folder, found=evaluations(dict.fromkeys(SITES, 0.04)), **more)
+
+
+def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -> None:
+    report, text = report_of(everywhere_helped(tmp_path / "run"))
+    assert report["answer"][0] == (
+        "Federated training beats local training at 3 of 3 hospitals "
+        "(Dice +0.040 over all hospitals, 95 % interval +0.020 to +0.060)."
+    )
+    assert report["answer"][1] == (
+        "It is within 0.004 of pooled training (\u22120.004, 95 % interval \u22120.014 to +0.006): no clear difference."
+    )
+    assert "worst at riverside: Dice 0.842 (95 % interval 0.822 to 0.862, n = 24 cases)" in report["answer"][3]
+    assert text.index("Federated training beats") < text.index("Before you cite this") < text.index("Did it help?")
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ((0.04, 0.01, -0.05), "beats local training at 1 of 3 hospitals and is worse at 1 (university)"),
+        ((-0.04, 0.01, -0.05), "is worse than local training at 2 of 3 hospitals (north-clinic and university)"),
+        ((0.01, 0.0, -0.01), "shows no clear difference from local training at any of 3 hospitals"),
+    ],
+)
+def test_the_answer_does_not_hide_who_was_harmed(tmp_path: Path, gains: tuple[float, ...], expected: str) -> None:
+    found = evaluations(dict(zip(SITES, gains, strict=True)))
+    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    assert expected in report["answer"][0]
+
+
+def test_all_hospitals_together_may_contradict_the_single_ones(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.01))
+    found["differences"]["federated-local"]["all"]["dice"] = entry(-0.05, 0.02, None)
+    found["differences"]["federated-local"]["riverside"]["dice"] = entry(None)
+    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    assert report["answer"][0] == (
+        "Federated training shows no clear difference from local training at any of 2 hospitals, but over all "
+        "hospitals together it is worse (Dice \u22120.050, 95 % interval \u22120.070 to \u22120.030); "
+        "it cannot be told at riverside."
+    )
+
+
+def test_an_interval_that_touches_zero_is_no_clear_difference(tmp_path: Path) -> None:
+    report, _ = report_of(fabricate(tmp_path / "run", found=evaluations(dict.fromkeys(SITES, 0.02))))
+    assert set(report["verdicts"]["federated-local"]["riverside"].values()) == {"no clear difference", "helped"}
+
+
+def test_a_smaller_distance_helps_and_the_largest_is_the_worst(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    for by_hospital in [*found["models"].values(), *found["differences"].values()]:
+        for by_metric in by_hospital.values():
+            del by_metric["dice"]
+    del found["metrics"]["dice"]
+    found["models"]["federated"]["university"]["hd95"]["value"] = 3.5
+    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    assert report["headline_metric"] == "hd95"
+    assert "beats local training at 3 of 3 hospitals (HD95 (mm) \u22120.70" in report["answer"][0]
+    assert report["worst_hospital"]["federated"]["hospital"] == "university"
+
+
+def test_pooled_training_may_be_better(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04), against_pooled=-0.031)
+    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    assert report["answer"][1].startswith("It falls short of pooled training (\u22120.031")
+
+
+def test_every_failure_is_listed_with_its_reason_and_warned_of(tmp_path: Path) -> None:
+    replies = {
+        2: {"riverside": {"status": "failed", "reason": "its worker was killed"}},
+        5: {"university": {"status": "late", "reason": "replied after 61 s; the deadline is 60 s"}},
+        6: {"riverside": {"status": "rejected", "reason": "head.weight holds 3 values that are not finite"}},
+    }
+    report, text = report_of(everywhere_helped(tmp_path / "run", replies=replies))
+    assert len(report["participation"]) == 3 * 8
+    assert "riverside was left out of 2 of 8 rounds (failed 1, rejected 1)." in report["warnings"]
+    for reason in ("its worker was killed", "replied after 61 s", "head.weight holds 3 values"):
+        assert reason in text
+    assert report["sites"]["riverside"]["cases_used"] == 6 * 62
+
+
+def test_undrawn_and_refused_sites_and_retried_rounds_are_told_apart(tmp_path: Path) -> None:
+    folder = everywhere_helped(tmp_path / "run")
+    events = read_events(folder)
+    for event in events:
+        if event["event"] == "round_started" and event["round"] == 3:
+            event["sites"] = ["riverside", "university"]
+    events = [e for e in events if not (e["event"] == "site_replied" and e["round"] == 3 and e["site"] == SITES[0])]
+    first_try = [e | {"attempt": 0} for e in events if e.get("round") == 3 and e["event"] == "round_started"]
+    first_try += [e | {"attempt": 0} for e in events if e.get("round") == 3 and e.get("site") == "riverside"]
+    first_try += [{"event": "round_retried", "round": 3, "attempt": 0, "reason": "1 update, the quorum is 2"}]
+    start = next(i for i, e in enumerate(events) if e["event"] == "round_started" and e["round"] == 3)
+    for event in events:
+        if event.get("round") == 3 and "attempt" in event:
+            event["attempt"] = 1
+    refused = {"event": "site_refused", "site": "island", "reason": "no case is left after preflight"}
+    write_events(folder, [*events[:start], *first_try, *events[start:], refused])
+    report, text = report_of(folder)
+    status = {(e["round"], e["attempt"], e["site"]): e["status"] for e in report["participation"]}
+    assert status[3, 1, "riverside"] == "discarded"
+    assert status[3, 1, "university"] == "no_reply"
+    assert status[3, 2, "university"] == "used"
+    assert status[3, 2, "north-clinic"] == "not_drawn"
+    assert status[4, 1, "island"] == "refused"
+    assert report["rounds"][2]["retries"] == 1
+    assert "island took no part: no case is left after preflight" in text
+
+
+def test_few_patients_undefined_metrics_and_quarantine_stand_under_the_answer(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    found["models"]["federated"]["riverside"]["hd95"] = entry(None)
+    found["models"]["federated"]["riverside"]["dice"] = entry(0.842, 0.07)
+    warning = {"event": "warning", "text": "the clock of riverside is 2 min late"}
+    report, text = report_of(fabricate(tmp_path / "run", found=found, extra=[warning]))
+    assert report["warnings"] == [
+        "1 case was quarantined at 1 hospital; the reasons are listed below.",
+        "Fewer than 20 test patients, so little weight: university (12).",
+        "Wide intervals of Dice: riverside (0.772 to 0.912).",
+        "No value of HD95 (mm) at riverside (no case has this class).",
+        "north-clinic and riverside: Every training case is of one class.",
+        "the clock of riverside is 2 min late",
+    ]
+    assert "hippocampus_017 riverside image has shape 35×51×35" in text
+
+
+def test_a_stopped_run_says_so_at_the_top(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run")
+    events = [e for e in read_events(folder) if e.get("round", 0) <= 3]
+    events[-1] |= {"status": "stopped", "reason": "round 4 had 1 of 2 updates in 3 attempts", "best_round": None}
+    write_events(folder, events)
+    report, text = report_of(folder)
+    assert report["status"] == "stopped"
+    assert "This run is not complete. It stopped after 3 of 8 rounds: round 4 had 1 of 2 updates" in text
+    assert "cannot say whether federation helps" in report["answer"][0]
+
+
+def test_a_killed_run_with_a_torn_line_gets_a_report(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run")
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    in_round_3 = next(i for i, line in enumerate(lines) if '"site_replied", "round": 3' in line)
+    (folder / "events.jsonl").write_text("\n".join([*lines[: in_round_3 + 1], lines[in_round_3 + 1][:40]]))
+    report, text = report_of(folder)
+    assert report["status"] == "unfinished"
+    assert "This run is not complete. It has 2 of 8 rounds on record" in text
+    assert [e["status"] for e in report["participation"] if e["round"] == 3] == ["discarded", "no_reply", "no_reply"]
+
+
+def test_a_resumed_run_is_as_complete_as_any_other(tmp_path: Path) -> None:
+    folder = everywhere_helped(tmp_path / "run")
+    events = read_events(folder)
+    cut = next(i for i, e in enumerate(events) if e["event"] == "round_started" and e["round"] == 5)
+    again = [events[0] | {"resumed_from": 4}, *[e for e in events if e["event"] == "site_ready"]]
+    stopped = {"event": "run_finished", "status": "stopped", "reason": "the disk is full"}
+    write_events(folder, [*events[:cut], *again, *events[cut:]])
+    report, text = report_of(folder)
+    assert len(report["participation"]) == 3 * 8
+    assert report["status"] == "complete"
+    assert "Resumed 1 time" in text
+    write_events(folder, [*events[:cut], stopped, *again])
+    assert report_of(folder)[0]["status"] == "unfinished"
+
+
+def test_the_node_of_the_pooled_data_is_no_hospital(tmp_path: Path) -> None:
+    folder = everywhere_helped(tmp_path / "run")
+    events = read_events(folder)
+    write_events(folder, [events[0], site_ready("pooled", 1), *events[1:]])
+    report, _ = report_of(folder)
+    assert report["run"]["sites"] == SITES
+    assert [row["site"] for row in report["quarantine"]] == ["riverside"]
+
+
+def test_a_run_without_a_single_event_gets_a_report(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run")
+    (folder / "events.jsonl").unlink()
+    _, text = report_of(folder)
+    assert "It has 0 of 8 rounds on record" in text
+
+
+def test_without_baselines_the_question_stays_open(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    found["models"] = {"federated": found["models"]["federated"]}
+    found["differences"] = {}
+    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    assert report["answer"][0].startswith("No local or pooled baseline was evaluated")
+    assert "The federated model reaches Dice 0.867" in report["answer"][1]
+
+
+def test_without_bootstrap_nothing_is_called_helped(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    found = json.loads(json.dumps(found), object_hook=lambda o: o | {"low": None, "high": None} if "low" in o else o)
+    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    assert report["answer"][0].startswith("Whether federated training beats local training cannot be told")
+
+
+def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    sites = [f"clinic {evil}", "b & c", "$x^2$"]
+    the_job = job()
+    the_job = Job.model_validate(
+        the_job.model_dump() | {"task": {"kind": "segmentation", "classes": ["background", evil]}}
+    )
+    replies = {1: {sites[1]: {"status": "failed", "reason": evil}}}
+    found = evaluations(dict.fromkeys(sites, 0.04))
+    found["metrics"]["dice"]["label"] = f"Dice {evil}"
+    folder = fabricate(
+        tmp_path / "run", the_job, found, replies, extra=[{"event": "warning", "text": evil}], sites=sites
+    )
+    page = write_report(folder).read_text()
+    assert "<script>alert" not in page
+    assert page.count("&lt;script&gt;alert") > 8
+    assert "b &amp; c" in page
+
+
+def test_the_page_needs_no_network_and_is_the_same_each_time(tmp_path: Path) -> None:
+    folder = everywhere_helped(tmp_path / "run")
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+    links = re.findall(rb"""(?:src|href|url)\s*[=(]\s*["']?([^"' >)]{0,20})""", first)
+    assert links
+    assert all(link.startswith((b"data:", b"#")) for link in links)
+    assert not [name for name in folder.iterdir() if name.name.startswith(".")]
+
+
+def test_no_number_in_the_json_is_nan(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    found["models"]["federated"]["riverside"]["dice"] |= {"value": math.nan, "low": math.nan, "high": math.inf}
+    replies = {1: {"riverside": {"loss": math.nan}}}
+    folder = fabricate(tmp_path / "run", found=found, replies=replies)
+    write_report(folder)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} in report.json")
+
+    report = json.loads((folder / "report.json").read_text(), parse_constant=refuse)
+    assert report["models"]["federated"]["riverside"]["dice"]["value"] is None
+    assert report["rounds"][0]["loss_by_site"]["riverside"] is None
+
+
+def test_a_classification_run_shows_roc_and_calibration(tmp_path: Path) -> None:
+    report, text = report_of(fabricate(tmp_path / "run", job("classification"), classification_evaluations()))
+    assert report["headline_metric"] == "auroc"
+    assert "ROC and calibration" in text
+    assert 'alt="ROC curves and reliability' in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_pictures_are_embedded(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = everywhere_helped(tmp_path / "run")
+    (folder / "pictures").mkdir()
+    for name in ("partition", "cases"):
+        Image.new("L", (4, 4)).save(folder / "pictures" / f"{name}.png")
+    assert write_report(folder).read_text().count("data:image/png;base64,") == 2
+
+
+def test_a_folder_that_is_no_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no run\.json in it"):
+        write_report(tmp_path)
+    folder = everywhere_helped(tmp_path / "run")
+    (folder / "evaluations.json").write_text('{"models": ')
+    with pytest.raises(BadInput, match=r"evaluations\.json: not JSON \(line 1"):
+        write_report(folder)
+
+
+def test_every_field_of_the_json_is_documented(tmp_path: Path) -> None:
+    """docs/report.md names every field; names that come from data (hospitals, models, metrics) are left out."""
+    replies = {2: {"riverside": {"status": "failed", "reason": "killed"}}}
+    report, _ = report_of(everywhere_helped(tmp_path / "run", replies=replies))
+    document = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    from_data = {*SITES, "all", "dice", "hd95", "auroc", "train", "validation", "test", *report["models"]}
+
+    def fields(value: Any) -> set[str]:
+        if isinstance(value, list):
+            return set().union(*map(fields, value))
+        if isinstance(value, dict):
+            return set(value).union(*map(fields, value.values()))
+        return set()
+
+    versions = set(report["run"]["versions"])
+    missing = {name for name in fields(report) - from_data - versions if f"`{name}`" not in document}
+    assert not missing
