@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from shared_models.errors import BadInput
 from shared_models.job import DirichletPartition, Job, NaturalPartition, PathologicalPartition, QuantityPartition
 from shared_models.seeds import derive_seed
 from simulation.datasets.source import SourceCase
-
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
 
 ATTEMPTS = 50  # at a random division in which every hospital has enough
 RESERVED = ("pooled", "all")  # names that the run directory and the report use beside the hospitals'
@@ -99,13 +96,9 @@ def _patients(cases: Sequence[SourceCase]) -> list[Patient]:
 
 def _cut(patients: Sequence[Patient], sizes: np.ndarray, seed: int) -> list[list[str]]:
     """Blocks of about these sizes, of patients at random but with every official split spread evenly."""
-    order = _spread(patients, lambda patient: patient.split, seed)
-    ends = np.rint(np.cumsum(sizes)[:-1]).astype(int)
-    return [[patient.id for patient in order[start:end]] for start, end in _ranges(ends, len(order))]
-
-
-def _ranges(ends: np.ndarray, total: int) -> list[tuple[int, int]]:
-    return list(zip([0, *ends], [*ends, total], strict=True))
+    order = [patient.id for patient in _spread(patients, lambda patient: patient.split, seed)]
+    ends = np.rint(np.cumsum(sizes)).astype(int).tolist()
+    return [order[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _spread(patients: Sequence[Patient], group: Callable[[Patient], object], seed: int) -> list[Patient]:
@@ -134,78 +127,89 @@ def _quantity(patients: Sequence[Patient], setting: QuantityPartition, count: in
 
 
 def _dirichlet(patients: Sequence[Patient], setting: DirichletPartition, count: int, seed: int) -> list[list[str]]:
+    """Draw divisions until each hospital has enough patients and somebody to train on.
+
+    flwr-datasets cuts each class into blocks, in the order in which it gets the patients. Their official splits
+    are spread evenly in that order, so that each block has them in the same proportions.
+    """
+    from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
-    def draw(chance: int) -> Partitioner:
-        return DirichletPartitioner(
-            count, "label", setting.alpha, min_partition_size=setting.min_patients, shuffle=False, seed=chance
+    _classes(patients)
+    order = _spread(patients, lambda patient: (patient.label, patient.split), seed)
+    table = Dataset.from_dict({"row": list(range(len(order))), "label": [patient.label for patient in order]})
+    for attempt in range(ATTEMPTS):
+        partitioner = DirichletPartitioner(
+            num_partitions=count,
+            partition_by="label",
+            alpha=setting.alpha,
+            min_partition_size=setting.min_patients,
+            shuffle=False,
+            seed=derive_seed(seed, "partition", attempt),
         )
-
-    return _label_skew(
-        patients,
-        count,
-        seed,
-        draw,
+        partitioner.dataset = table
+        try:
+            with warnings.catch_warnings(action="ignore"):  # about each draw that was no good
+                blocks = [[order[row] for row in partitioner.load_partition(index)["row"]] for index in range(count)]
+        except ValueError:  # ten draws were no good
+            continue
+        if all(any(patient.split in ("train", "") for patient in block) for block in blocks):
+            return [[patient.id for patient in block] for block in blocks]
+    raise BadInput(
         f"Dirichlet({setting.alpha:g}) gave no division of {len(patients)} patients in which each of {count} hospitals "
-        f"has {setting.min_patients} of them; raise alpha, lower min_patients or take fewer hospitals",
+        f"has {setting.min_patients} of them; raise alpha, lower min_patients or take fewer hospitals"
     )
 
 
 def _pathological(
     patients: Sequence[Patient], setting: PathologicalPartition, count: int, seed: int
 ) -> list[list[str]]:
-    from flwr_datasets.partitioner import PathologicalPartitioner
+    """Deal the classes like cards, and divide each class evenly among the hospitals that hold it.
 
-    per_hospital = setting.classes_per_hospital
-    classes = len({patient.label for patient in patients})
-    if not per_hospital <= classes <= count * per_hospital:
-        raise BadInput(
-            f"{count} hospitals of {per_hospital} classes each do not fit {classes} classes, every one of which must "
-            f"be at some hospital; classes_per_hospital can be {-(-classes // count)} to {classes}"
-        )
-
-    def draw(chance: int) -> Partitioner:
-        return PathologicalPartitioner(count, "label", per_hospital, "first-deterministic", shuffle=False, seed=chance)
-
-    return _label_skew(
-        patients,
-        count,
-        seed,
-        draw,
-        f"no division was found that gives each of {count} hospitals {per_hospital} classes and leaves none of the "
-        f"{classes} classes out; raise classes_per_hospital or take another number of hospitals",
-    )
-
-
-def _label_skew(
-    patients: Sequence[Patient], count: int, seed: int, draw: Callable[[int], Partitioner], sentence: str
-) -> list[list[str]]:
-    """Draw divisions until one leaves no patient out and gives every hospital somebody to train on.
-
-    flwr-datasets cuts each class into blocks, in the order in which it gets the patients. Their official splits
-    are spread evenly in that order, so that each block has them in the same proportions.
+    flwr-datasets' own partitioner does not fit: it lets every hospital draw by itself and drops the patients of the
+    classes that none of them drew.
     """
-    from datasets import Dataset
-
-    if len({patient.label for patient in patients}) < 2:
+    classes, each = _classes(patients), setting.classes_per_hospital
+    if not each <= len(classes) <= count * each:
         raise BadInput(
-            "a label-skewed partition needs at least two classes of patients, but this data set has "
-            "one at most (segmentation has none); use iid, quantity or natural"
+            f"{count} hospitals of {each} classes each do not fit {len(classes)} classes, every one of which must be "
+            f"at some hospital; classes_per_hospital can be {-(-len(classes) // count)} to {len(classes)}"
         )
+    generator = np.random.default_rng(derive_seed(seed, "partition", "classes"))
+    deck: list[str] = []
+    hands: list[list[str]] = [[] for _ in range(count)]
+    for hand in hands:
+        while len(hand) < each:
+            new = [label for label in deck if label not in hand]
+            if not new:
+                deck += [classes[index] for index in generator.permutation(len(classes))]
+                continue
+            hand.append(new[0])
+            deck.remove(new[0])
+    blocks: list[list[str]] = [[] for _ in range(count)]
     order = _spread(patients, lambda patient: (patient.label, patient.split), seed)
-    table = Dataset.from_dict({"row": list(range(len(order))), "label": [patient.label for patient in order]})
-    for attempt in range(ATTEMPTS):
-        partitioner = draw(derive_seed(seed, "partition", attempt))
-        partitioner.dataset = table
-        try:
-            with warnings.catch_warnings(action="ignore"):  # about each draw that was no good
-                blocks = [list(partitioner.load_partition(index)["row"]) for index in range(count)]
-        except ValueError:
-            continue
-        trained_on = all(any(order[row].split in ("train", "") for row in block) for block in blocks)
-        if trained_on and sum(map(len, blocks)) == len(order):
-            return [[order[row].id for row in block] for block in blocks]
-    raise BadInput(sentence)
+    for label in classes:
+        holders = [block for block, hand in zip(blocks, hands, strict=True) if label in hand]
+        own = [patient.id for patient in order if patient.label == label]
+        if len(own) < len(holders):
+            raise BadInput(
+                f"class {label!r} has {len(own)} patients for the {len(holders)} hospitals that should see it; take "
+                "fewer hospitals or lower classes_per_hospital"
+            )
+        for block, share in zip(holders, np.array_split(own, len(holders)), strict=True):
+            block += share.tolist()
+    return blocks
+
+
+def _classes(patients: Sequence[Patient]) -> list[str]:
+    """The classes that a label skew divides by."""
+    classes = sorted({patient.label for patient in patients})
+    if len(classes) < 2:
+        raise BadInput(
+            "a label-skewed partition needs patients of at least two classes, which this data set does not have "
+            "(segmentation has none); use iid, quantity or natural"
+        )
+    return classes
 
 
 def _natural(cases: Sequence[SourceCase], setting: NaturalPartition, seed: int) -> dict[str, list[str]]:
@@ -241,7 +245,8 @@ def _values(cases: Sequence[SourceCase], column: str) -> dict[str, str]:
 
 def _file_name(value: str, taken: Collection[str]) -> str:
     """A value as the name of a hospital and of its folder."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", value).strip("-.") or "hospital"
+    plain = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode()  # Zürich: Zurich
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-.") or "hospital"
     if name in RESERVED:
         name = f"hospital-{name}"
     number, unique = 2, name

@@ -14,7 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared_models.errors import BadInput
@@ -68,7 +68,7 @@ def fetch_archive(url: str, known_hash: str, folder: Path) -> Path:
     """
     if folder.exists():
         return folder
-    archive = fetch(url, known_hash, folder.parent / PurePosixPath(url.split("?")[0]).name)
+    archive = fetch(url, known_hash, folder.with_name(f"{folder.name}.archive"))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as half_way:
         unpacked = Path(half_way) / "unpacked"
         unpack(archive, unpacked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,7 @@ from shared_models.errors import BadInput
 def cache_folder(*parts: str) -> Path:
     """A folder in ~/.cache/consilium, or in the one that CONSILIUM_CACHE names."""
     base = os.environ.get("CONSILIUM_CACHE") or Path.home() / ".cache" / "consilium"
-    return Path(base).joinpath(*parts)
+    return Path(base).absolute().joinpath(*parts)
 
 
 @contextmanager
@@ -35,4 +35,5 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

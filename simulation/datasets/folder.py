@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from shared_models.errors import BadInput
 from shared_models.job import FolderDataset, Job
@@ -83,7 +83,7 @@ def _find(dataset: FolderDataset, data_dir: Path | None) -> Path:
         raise BadInput(f"{dataset.url} is fetched only with a known hash: give its `sha256` in the job")
     else:
         folder = cache_folder("datasets", dataset.sha256[:16])
-        if PurePosixPath(dataset.url).name.endswith(ARCHIVES):
+        if dataset.url.split("?")[0].endswith(ARCHIVES):
             candidates = [fetch_archive(dataset.url, f"sha256:{dataset.sha256}", folder) / dataset.table]
         else:
             name = Path(dataset.table).name
@@ -132,24 +132,26 @@ def _read_csv(path: Path, job: Job, renamed: dict[str, str]) -> Table:
 def _read_npz(path: Path, job: Job, renamed: dict[str, str]) -> Table:
     """Cells by manifest column; images and masks become references, the pixels stay on disk."""
     columns = _columns(path, job, array_names(path), renamed)
-    count = array_shape(path, columns[job.data.patient])[0]
     files = {*job.data.images, *([job.data.label] if job.task.kind == "segmentation" else [])}
+    needed = {*job.data.images, job.data.label, job.data.patient, *renamed}
+    shapes = {column: array_shape(path, name) for column, name in columns.items()}
+    count = _rows(shapes[job.data.patient])
     table = {}
     for column, name in columns.items():
-        shape = array_shape(path, name)
+        rows = _rows(shapes[column])
+        if column in needed and rows != count:
+            raise BadInput(f"{path}: array {name!r} has {rows} rows, but {columns[job.data.patient]!r} has {count}")
         if column in files:
-            table[column] = [f"{path}::{name}[{row}]" for row in range(shape[0])]
+            table[column] = [f"{path}::{name}[{row}]" for row in range(count)]
         elif column == job.data.label:
             table[column] = labels_as_text(read_array(path, name))
-        elif len(shape) == 1:
+        elif shapes[column] == (count,):  # anything else is no column: other pixels, names of classes
             table[column] = cells_as_text(read_array(path, name))
-        else:
-            continue  # another array of pixels, which this job does not use
-        if len(table[column]) != count:
-            raise BadInput(
-                f"{path}: array {name!r} has {len(table[column])} rows, but {columns[job.data.patient]!r} has {count}"
-            )
     return table
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if shape else 0
 
 
 def _splits(path: Path, table: Table, patient_column: str) -> list[str]:

@@ -72,8 +72,9 @@ def cases(job: Job, dataset: PhantomDataset, data_dir: Path | None) -> list[Sour
     name = f"phantom-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     archive = (data_dir / name if data_dir else cache_folder(name)) / "phantom.npz"
     if not archive.is_file():
+        arrays = make(job.seed, count, dataset)
         with whole_file(archive) as file:
-            np.savez(file, allow_pickle=False, **make(job.seed, count, dataset))
+            np.savez(file, allow_pickle=False, **arrays)
     scanners, patients, levels = (read_array(archive, array).tolist() for array in ("scanner", "patient", "level_mm"))
     return [
         SourceCase(

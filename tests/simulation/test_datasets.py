@@ -173,6 +173,36 @@ def test_nih_cxr_is_read_from_its_arrays(shared_data: Path, inside: bool) -> Non
     assert cases[0].patient == "00000061"
 
 
+def test_an_npz_may_hold_more_than_columns(tmp_path: Path) -> None:
+    def save(**changed: np.ndarray) -> None:
+        arrays = {
+            "image": np.zeros((3, 8, 8)),
+            "label": np.array([0.0, 1.0, 1.0]),
+            "patient": np.array(["a", "b", "b"]),
+        }
+        np.savez(tmp_path / "t.npz", **arrays | changed)
+
+    job = job_for({"name": "folder", "table": "t.npz"})
+    save(
+        age=np.array([63.5, np.nan, 7.0]),
+        names=np.array(["normal", "pneumonia"]),
+        other=np.zeros((3, 4)),
+        n=np.array(3),
+    )
+    cases = open_dataset(job, tmp_path)
+    assert [(case.label, case.columns) for case in cases] == [
+        ("0", {"age": "63.5"}),
+        ("1", {"age": ""}),
+        ("1", {"age": "7"}),
+    ]
+    save(label=np.array([0, 1]))
+    with pytest.raises(BadInput, match="'label' has 2 rows, but 'patient' has 3"):
+        open_dataset(job, tmp_path)
+    save(patient=np.array("a"))
+    with pytest.raises(BadInput, match="'image' has 3 rows, but 'patient' has 0"):
+        open_dataset(job, tmp_path)
+
+
 def write_table(path: Path, rows: list[dict[str, str]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -10,17 +10,34 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shared_models.errors import BadInput
+from shared_models.job import Job
+from simulation.datasets import decathlon, medmnist, open_dataset
 from simulation.datasets import fetch as module
 from simulation.datasets.fetch import fetch, fetch_archive, unpack
-from simulation.datasets.files import cache_folder
+from simulation.datasets.files import cache_folder, whole_file
 
 PAYLOAD = np.random.default_rng(0).bytes(300_000)
 SHA256 = "sha256:" + hashlib.sha256(PAYLOAD).hexdigest()
+
+
+def job_for(dataset: dict[str, Any]) -> Job:
+    return Job.model_validate(
+        {
+            "name": "test",
+            "task": {"kind": "classification", "classes": ["no", "yes"]},
+            "data": {"spatial_dims": 2, "crop": [28, 28]},
+            "model": {"name": "any"},
+            "training": {"local_epochs": 1},
+            "federation": {"rounds": 1},
+            "simulation": {"dataset": dataset, "partition": {"name": "iid"}, "hospitals": 2},
+        }
+    )
 
 
 class Server(ThreadingHTTPServer):
@@ -173,6 +190,61 @@ def test_an_archive_is_unpacked_once_and_not_kept(server: Server, tmp_path: Path
         assert (folder / "Task99_Test" / "dataset.json").read_text() == "{}"
     assert [path.name for path in tmp_path.iterdir()] == ["Task99"]
     assert len(server.asked) == 1
+
+
+def archive_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as members:
+        for name, content in files.items():
+            members.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_a_table_and_its_images_are_fetched_into_the_cache(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSILIUM_CACHE", str(tmp_path))
+    server.content = archive_of({"set/cases.csv": b"image,label,patient\na.png,0,p\n", "set/a.png": b""})
+    dataset = {"name": "folder", "table": "set/cases.csv", "url": server.url("set.zip?download=1")}
+    job = job_for(dataset | {"sha256": hashlib.sha256(server.content).hexdigest()})
+    for _ in range(2):
+        (case,) = open_dataset(job, None)
+        assert Path(case.images[0]).is_file() and tmp_path in Path(case.images[0]).parents
+    assert len(server.asked) == 1
+
+
+def test_medmnist_and_decathlon_are_fetched_from_where_they_are_published(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSILIUM_CACHE", str(tmp_path))
+    monkeypatch.setattr(medmnist, "URL", server.url("").rstrip("/"))
+    monkeypatch.setattr(decathlon, "URL", server.url("").rstrip("/"))
+
+    buffer = io.BytesIO()
+    arrays = {f"{part}_{kind}": np.zeros((2, 1)) for part in ("train", "val", "test") for kind in ("images", "labels")}
+    np.savez(buffer, **arrays)
+    server.content = buffer.getvalue()
+    monkeypatch.setitem(medmnist.MD5, "breastmnist", (hashlib.md5(server.content).hexdigest(),))
+    assert len(open_dataset(job_for({"name": "medmnist", "flag": "breastmnist"}), None)) == 6
+
+    listing = b'{"training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]}'
+    server.content = archive_of({"Task02_Heart/dataset.json": listing})
+    monkeypatch.setitem(decathlon.MD5, "Task02_Heart", hashlib.md5(server.content).hexdigest())
+    (case,) = open_dataset(job_for({"name": "decathlon", "task": "heart"}), None)
+    assert case.images == (str(tmp_path / "datasets" / "Task02_Heart" / "Task02_Heart" / "imagesTr" / "a.nii.gz"),)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BadInput, match=r"new\.json cannot be written"),
+        whole_file(tmp_path / "file" / "new.json") as file,
+    ):
+        file.write(b"{}")
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "new.json") as file:
+        file.write(b"half")
+        1 / 0  # noqa: B018
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

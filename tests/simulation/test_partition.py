@@ -109,6 +109,12 @@ def test_pathological_hospitals_see_so_many_classes_and_every_class_is_somewhere
     seen = [{label[patient] for patient in patients} for patients in hospitals.values()]
     assert [len(classes) for classes in seen] == [3] * 5
     assert set.union(*seen) == set(label.values())
+    assert_every_patient_once(cases, hospitals)
+    # The case of the literature: two classes each, nothing shared.
+    ten = cases_of(200, classes=10)
+    disjoint = partition(ten, job_for({"name": "pathological", "classes_per_hospital": 2}, hospitals=5))
+    assert [len(patients) for patients in disjoint.values()] == [40] * 5
+    assert_every_patient_once(ten, disjoint)
 
 
 def test_iid_hospitals_are_equal_and_quantity_ones_are_not(nih: list[SourceCase]) -> None:
@@ -136,7 +142,7 @@ def test_names_of_hospitals_are_names_of_folders() -> None:
     cases = [case(number, f"p{number}", site=value) for number, value in enumerate(values)]
     names = list(partition(cases, job_for({"name": "natural", "column": "site"}, None)))
     assert len(set(names)) == 5 and "pooled" not in names
-    assert sorted(names) == ["St.-Mary-East", "St.-Mary-East-2", "Z-rich", "hospital", "hospital-pooled"]
+    assert sorted(names) == ["St.-Mary-East", "St.-Mary-East-2", "Zurich", "hospital", "hospital-pooled"]
 
 
 def test_a_patient_of_two_scanners_is_where_most_of_the_images_are() -> None:
@@ -154,7 +160,8 @@ def test_a_patient_of_two_scanners_is_where_most_of_the_images_are() -> None:
         (cases_of(40), {"name": "dirichlet", "alpha": 0.001}, 4, r"Dirichlet\(0\.001\) gave no division"),
         (cases_of(40), {"name": "pathological", "classes_per_hospital": 3}, 4, "can be 1 to 2"),
         (cases_of(40, 9), {"name": "pathological", "classes_per_hospital": 2}, 4, "do not fit 9 classes"),
-        (cases_of(40, 1), {"name": "dirichlet", "alpha": 1.0}, 2, "at least two classes"),
+        (cases_of(8, 4), {"name": "pathological", "classes_per_hospital": 4}, 4, "class '0' has 2 patients for the 4"),
+        (cases_of(40, 1), {"name": "dirichlet", "alpha": 1.0}, 2, "patients of at least two classes"),
         (cases_of(40), {"name": "natural", "column": "site"}, None, "nothing in a column 'site'"),
         ([case(1, "p", split="train"), case(2, "p", split="test")], {"name": "iid"}, 1, "'p' is in train and test"),
     ],
