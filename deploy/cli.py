@@ -138,7 +138,7 @@ def simulate(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        raise RunStopped(f"the disk is full{where}; free some space, then: {_how_to_go_on(run_dir)}") from error
+        raise RunStopped(f"the disk is full{where}; free some space, then {_how_to_go_on(run_dir)}") from error
 
 
 @app.command()
@@ -151,10 +151,10 @@ def report(
 
     consilium report runs/first
     """
-    from server.report import write_report
-
     if not run_dir.is_dir():
         raise BadInput(f"{run_dir}: there is no such run directory")
+    from server.report import write_report
+
     write_report(run_dir)
     typer.echo(f"Wrote {run_dir / 'report.html'} and {run_dir / 'report.json'}.")
 
@@ -175,11 +175,14 @@ def partition(
     consilium simulate job.yaml --split split.json
     """
     from shared_models.job_file import load_job
-    from simulation.hospitals import make_split
 
+    loaded = load_job(job)
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out")
-    split = make_split(load_job(job), data_dir)
+    from simulation.datasets import open_dataset
+    from simulation.hospitals import make_split
+
+    split = make_split(loaded, data_dir, open_dataset(loaded, data_dir))
     split.save(out)
     patients = sum(len(members) for members in split.hospitals.values())
     typer.echo(f"Wrote {out}: {patients} patients in {len(split.hospitals)} hospitals, hash {split.hash[:16]}.")
@@ -250,7 +253,7 @@ def _baselines(compare: str) -> tuple[str, ...]:
 
 def _how_to_go_on(run_dir: Path) -> str:
     if (run_dir / "run.json").exists():
-        return f"consilium simulate --resume {run_dir}"
+        return f"continue with: consilium simulate --resume {run_dir}"
     return "no round was begun, so there is nothing to resume"
 
 

@@ -113,10 +113,10 @@ def _summary(job: Job) -> list[tuple[str, str]]:
         ("task", f"{job.task.kind}: {', '.join(job.task.classes)}"),
         ("data", _data(job)),
         ("hospitals", _hospitals(job)),
-        ("model", f"{job.model.name}, {parameters / 1e6:.2f} million parameters"),
+        ("model", f"{job.model.name}, {parameters:,} parameters"),
         ("training", _training(job)),
         ("federation", _federation(job)),
-        ("travels", f"{megabytes:.1f} MB to a hospital and back, each round; images stay"),
+        ("travels", f"{megabytes:.3g} MB to a hospital and back, each round; images stay"),
         ("evaluation", f"{judged} where the data has no split of its own"),
         ("", f"best round by validation {job.selection_metric()}; {shares.bootstrap} bootstrap replicates by patient"),
     ]

@@ -65,7 +65,7 @@ class LiveDisplay:
             self._live.update("", refresh=True)
             self._live.stop()
         report = self._run_dir / "report.html"
-        if report.exists():
+        if self._began and report.exists():
             self._say(f"report   {report}")
 
     def handle(self, event: Event) -> None:
@@ -81,7 +81,7 @@ class LiveDisplay:
 
     def _run_started(self, event: Event) -> None:
         self._rounds = event["rounds"]
-        size = f"{event['parameters'] / 1e6:.2f} million parameters, {event['bytes_model'] / 1e6:.1f} MB a message"
+        size = f"{event['parameters']:,} parameters that travel, {event['bytes_model'] / 1e6:.3g} MB each way"
         self._say(f"{event['name']}: {_count(self._rounds, 'round')}, {size}")
         if event.get("resumed_from"):
             self._say(f"continues behind round {event['resumed_from']}")
@@ -100,7 +100,7 @@ class LiveDisplay:
         table = Table("hospital", box=None, pad_edge=False, header_style="bold")
         for column in ("train", "validation", "test", "quarantined"):
             table.add_column(column, justify="right")
-        shown = list(self._sites.items())[:HOSPITAL_ROWS]
+        shown = sorted(self._sites.items())[:HOSPITAL_ROWS]
         for site, event in shown:
             table.add_row(Text(site), *_numbers(event))
         if len(self._sites) > len(shown):
@@ -113,7 +113,7 @@ class LiveDisplay:
             self._say(f"! {site}, {case} is quarantined: {reason}")
         if len(reasons) > REASONS:
             self._say(f"! {len(reasons) - REASONS} more are quarantined: the report says which and why")
-        for site, event in self._sites.items():
+        for site, event in sorted(self._sites.items()):
             for text in event.get("warnings", ()):
                 self._warn(f"{site}: {text}")
         self._sites.clear()
