@@ -29,6 +29,7 @@ class CaseCache:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self._verified: dict[str, tuple[int, int]] = {}
+        self._writable = True  # as far as is known: a full disk is told once, but tried again
         self._unseen_bytes: int | None = None  # written since the folder was last measured; None: never measured
 
     def get(self, key: str) -> dict[str, Tensor] | None:
@@ -44,8 +45,9 @@ class CaseCache:
                 if checksum != _checksum(tensors):
                     raise SafetensorError("the checksum does not match")
                 self._verified[key] = identity
-                os.utime(path)  # used: not among the first to be evicted
-        except FileNotFoundError:
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # used: not among the first to be evicted
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (SafetensorError, OSError, ValueError) as error:
             _LOG.warning("The cache entry %s is damaged (%s): it is made anew.", path, error)
@@ -64,7 +66,9 @@ class CaseCache:
         try:
             self._write(path, content)
         except OSError as error:
-            _LOG.warning("The cache in %s cannot be written (%s): cases are prepared again.", self.folder, error)
+            if self._writable:
+                _LOG.warning("The cache in %s cannot be written (%s): cases are prepared again.", self.folder, error)
+            self._writable = False
             return
         if self._unseen_bytes is not None:
             self._unseen_bytes += len(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,37 +69,42 @@ def decode(case: Case, folder: Path, job: Job) -> Decoded:
             what = "mask" if column == data.label else "image"
             raise BadInput(f"The column '{column}' is empty: there is no {what}.")
     volumes = [read(reference, folder, data.spatial_dims, per_image) for reference in case.images]
+    volumes = [replace(volume, values=volume.values.astype(np.float32, copy=False)) for volume in volumes]
     for volume, reference in zip(volumes, case.images, strict=True):
         name = shown(reference, folder)
         if len(volume.values) != per_image:
             raise BadInput(f"{name} has {_count(len(volume.values), 'channel')}, where the job expects {per_image}.")
         _check_same_grid(volumes[0], volume, shown(case.images[0], folder), name)
         _check_intensities(volume.values, name)
-    image = np.concatenate([volume.values for volume in volumes]).astype(np.float32, copy=False)
+    image = np.concatenate([volume.values for volume in volumes])
     return Decoded(image, _label(case, folder, job, volumes[0]), volumes[0].affine)
 
 
 def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
     """Orientation, spacing and normalisation of a decoded case; returns what `prepare` returns."""
     image, label, affine = decoded.image, decoded.label, decoded.affine
-    segmentation = job.task.kind == "segmentation"
+    name = Path(case.images[0]).name
     if job.data.spacing is not None and affine is None:
         raise BadInput(
-            f"{Path(case.images[0]).name} does not know its voxel size, so it cannot be resampled to "
+            f"{name} does not know its voxel size, so it cannot be resampled to "
             f"{job.data.spacing} mm: leave out data.spacing."
         )
     if affine is not None:
-        target = affine
-        image, affine = _to_grid(image, target, job, "bilinear")
-        if segmentation:
-            label, _ = _to_grid(label, target, job, "nearest")
-    spacing = _spacing(affine, job.data.spatial_dims)
+        try:
+            if job.task.kind == "segmentation":
+                label, _ = _to_grid(label, affine, job, "nearest")
+            image, affine = _to_grid(image, affine, job, "bilinear")
+        except (ValueError, RuntimeError) as error:
+            raise BadInput(
+                f"{name} cannot be brought to RAS orientation and spacing {job.data.spacing}: its affine is "
+                f"{affine.round(3).tolist()}."
+            ) from error
     return {
         "image": torch.from_numpy(_normalised(image, job.data.normalisation)),
         "label": torch.from_numpy(np.array(label, order="C")),
         "id": case.id,
         "patient": case.patient,
-        "spacing": spacing,
+        "spacing": _spacing(affine, job.data.spatial_dims),
     }
 
 
@@ -223,6 +228,7 @@ def _to_grid(values: np.ndarray, affine: np.ndarray, job: Job, mode: str) -> tup
     """Turn a volume so that its axes run to the right, front and top (RAS), then resample to the job's spacing.
 
     A 2D image keeps its orientation: it is a slice or a projection, and which way up it lies is the site's choice.
+    It is resampled in its own plane, which may stand upright in the scanner.
     """
     import nibabel
     from monai.data import MetaTensor
@@ -231,24 +237,20 @@ def _to_grid(values: np.ndarray, affine: np.ndarray, job: Job, mode: str) -> tup
     turn = job.data.spatial_dims == 3 and nibabel.aff2axcodes(affine) != ("R", "A", "S")
     if not turn and job.data.spacing is None:
         return values, affine
+    if job.data.spatial_dims == 2:
+        affine = np.diag([*_spacing(affine, 2), 1.0, 1.0])
     volume: Any = MetaTensor(torch.from_numpy(values.astype(np.float32)), affine=torch.from_numpy(affine))
-    try:
-        if turn:
-            volume = Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume)
-        if job.data.spacing is not None:
-            volume = Spacing(job.data.spacing, mode=mode)(volume)
-    except (ValueError, RuntimeError) as error:
-        raise BadInput(
-            f"The image cannot be brought to RAS orientation and spacing {job.data.spacing}: its affine is "
-            f"{affine.round(3).tolist()}."
-        ) from error
+    if turn:
+        volume = Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume)
+    if job.data.spacing is not None:
+        volume = Spacing(job.data.spacing, mode=mode)(volume)
     return volume.as_tensor().numpy().astype(values.dtype, copy=False), np.asarray(volume.affine)
 
 
 def _spacing(affine: np.ndarray | None, spatial_dims: int) -> tuple[float, ...]:
     if affine is None:
         return (1.0,) * spatial_dims
-    return tuple(round(float(size), 6) for size in np.linalg.norm(affine[:spatial_dims, :spatial_dims], axis=0))
+    return tuple(round(float(size), 6) for size in np.linalg.norm(affine[:3, :spatial_dims], axis=0))
 
 
 def _normalised(image: np.ndarray, how: str) -> np.ndarray:
@@ -262,13 +264,13 @@ def _normalised(image: np.ndarray, how: str) -> np.ndarray:
     result = np.empty(image.shape, dtype=np.float32)
     for values, out in zip(image, result, strict=True):
         if how == "zscore":
-            low, width = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+            low, width = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         elif how == "minmax":
             low, width = float(values.min()), float(values.max()) - float(values.min())
         else:
-            low, high = np.percentile(values, (0.5, 99.5))
+            low, high = np.percentile(values, (0.5, 99.5)).tolist()
             width = high - low
-        out[...] = (values - np.float32(low)) / np.float32(width) if width > 0 else 0.0
+        out[...] = (values - np.float32(low)) / np.float32(width) if np.float32(width) > 0 else 0.0
         if how == "percentile":
             out.clip(0.0, 1.0, out=out)
     return result

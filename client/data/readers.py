@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def read(reference: str, folder: Path, spatial_dims: int, channels: int | None) 
     """
     name = shown(reference, folder)
     file = file_of(reference, folder)
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike Path.is_file, it answers no, too, where the folder may not be looked into
         raise BadInput(f"The file {name} does not exist.")
     if match := _NPZ_ROW.fullmatch(reference):
         volume = _read_npz_row(file, match["array"], int(match["row"]), name, spatial_dims)
@@ -119,7 +120,10 @@ def _read_nifti(file: Path, name: str, spatial_dims: int) -> Volume:
     values = np.moveaxis(values, -1, 0) if has_channels else values[None]
     if spatial_dims == 2 and values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
-    return Volume(values, np.asarray(meta["affine"], dtype=np.float64))
+    affine = np.asarray(meta["affine"], dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise BadInput(f"{name} does not say where its voxels lie: its affine is {affine.round(3).tolist()}.")
+    return Volume(values, affine)
 
 
 def _read_picture(file: Path, name: str, channels: int | None) -> Volume:
