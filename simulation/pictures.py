@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ import numpy as np
 from client.data.manifest import SPLITS, Case, read_manifest
 from client.data.preflight import PreflightReport
 from client.data.preprocess import prepare
+from server.checkpoint import write_atomically
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
 
@@ -54,7 +53,8 @@ def draw_partition(
     tall_rows = (WIDTH - 1.0) / columns * pitch * 1.03 * len(shown) + 0.25
 
     def draw(figure: Figure) -> None:
-        bars, examples = figure.subfigures(2, 1, height_ratios=[tall_bars, tall_rows], hspace=0.03)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[tall_bars, tall_rows], hspace=0.03)
+        bars, examples = parts
         if job.task.kind == "classification":
             _class_bars(bars, job, preflights)
         else:
@@ -167,7 +167,7 @@ def _class_handles(classes: Sequence[str]) -> list[Any]:
     return handles
 
 
-def _line_handle(label: str, colour: str, dash: str) -> Any:
+def _line_handle(label: str, colour: str, dash: Any) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label)
@@ -320,10 +320,4 @@ def _save(draw: Callable[[Figure], None], height: float, out: Path) -> None:
         FigureCanvasAgg(figure)
         draw(figure)
         figure.savefig(target, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=out.parent, suffix=".part", delete=False) as file:
-        file.write(target.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, out)
+    write_atomically(out, target.getvalue())

@@ -182,6 +182,11 @@ def uncertain(report: Row) -> list[str]:
         sentences.append(f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}.")
     if wide and report["metrics"][metric]["larger_is_better"]:  # such metrics are shares: 0.1 is much of their range
         sentences.append(f"Wide intervals of {report['metrics'][metric]['label']}: {listed(wide)}.")
+    if report["task"] == "classification" and "all" in report["differences"].get("federated-local", {}):
+        sentences.append(
+            "Over all hospitals together, the local scores come from different models: where hospitals differ in their "
+            "share of a class, ranking these scores together also rewards knowing the hospital."
+        )
     return sentences + _undefined(report)
 
 

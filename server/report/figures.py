@@ -84,6 +84,10 @@ def forest(rows: list[dict[str, Any]], label: str) -> str:
             entries = [row[f"federated-{other}"] for row in rows]
             _intervals(changes, entries, offset, colour, marker, f"federated \u2212 {other}")
         changes.axvline(0, color="#3A4552", linewidth=1)
+        for index, row in enumerate(rows):
+            if not any((row[model] or {}).get("value") is not None for model in MODEL_STYLES):
+                where = values.get_yaxis_transform()
+                values.text(0.02, index, "no value", transform=where, va="center", color="#66717D", fontsize=8)
         values.set_xlabel(f"{label} (95 % interval)")
         changes.set_xlabel(f"Difference in {label}")
         values.set_yticks(range(len(rows)), [row["name"] for row in rows])

@@ -1,7 +1,4 @@
-"""The report of a run, made from run directories as the simulation leaves them.
-
-The first half builds such directories, the second half reads the reports.
-"""
+"""The report of a run: what its sentences say, what its page shows, what its JSON holds."""
 
 from __future__ import annotations
 
@@ -11,237 +8,30 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 
 from server.report import write_report
+from server.report.record import read_record
+from server.report.summary import summarise
 from shared_models.errors import BadInput
 from shared_models.job import Job
-
-SITES = ["north-clinic", "riverside", "university"]
-
-
-def job(task: str = "segmentation", rounds: int = 8) -> Job:
-    tasks: dict[str, Any] = {
-        "segmentation": {"kind": "segmentation", "classes": ["background", "anterior", "posterior"]},
-        "classification": {"kind": "classification", "classes": ["normal", "pneumonia"]},
-    }
-    return Job.model_validate(
-        {
-            "name": "hippocampus",
-            "seed": 7,
-            "task": tasks[task],
-            "data": {"spatial_dims": 3, "crop": [32, 48, 32]},
-            "model": {"name": "unet"},
-            "training": {"local_epochs": 1},
-            "federation": {"rounds": rounds},
-        }
-    )
+from tests.server.fabricated_run import (
+    SITES,
+    classification_evaluations,
+    entry,
+    evaluations,
+    everywhere_helped,
+    fabricate,
+    job,
+    read_events,
+    site_ready,
+    write_events,
+)
 
 
-def entry(value: float | None, spread: float = 0.02, n: int | None = 24) -> dict[str, Any]:
-    if value is None:
-        return {"value": None, "low": None, "high": None, "n": 0, "why": "no case has this class"}
-    row = {"value": value, "low": value - spread, "high": value + spread}
-    return row if n is None else row | {"n": n}
-
-
-def evaluations(gains: dict[str, float], against_pooled: float = -0.004) -> dict[str, Any]:
-    """Three hospitals whose federated Dice exceeds the local one by `gains`, each known to within 0.02."""
-    base = dict(zip(gains, (0.871, 0.842, 0.889), strict=True))
-    models: dict[str, Any] = {
-        "federated": {site: {"dice": entry(base[site]), "hd95": entry(1.9, 0.3)} for site in gains},
-        "pooled": {site: {"dice": entry(base[site] + 0.004), "hd95": entry(1.8, 0.3)} for site in gains},
-    }
-    for home in gains:
-        models[f"local:{home}"] = {
-            site: {"dice": entry(base[site] - gains[site] - (home != site) * 0.06), "hd95": entry(2.6, 0.5)}
-            for site in gains
-        }
-    for by_hospital in models.values():
-        mean = float(np.mean([by_hospital[site]["dice"]["value"] for site in gains]))
-        by_hospital["all"] = {"dice": entry(mean, 0.01, 72), "hd95": entry(2.0, 0.2, 72)}
-    mean_gain = float(np.mean(list(gains.values())))
-    differences = {
-        "federated-local": {
-            **{site: {"dice": entry(gain, 0.02, None), "hd95": entry(-0.7, 0.3, None)} for site, gain in gains.items()},
-            "all": {"dice": entry(mean_gain, 0.02, None), "hd95": entry(-0.7, 0.2, None)},
-        },
-        "federated-pooled": {
-            **{site: {"dice": entry(against_pooled, 0.01, None), "hd95": entry(0.1, 0.3, None)} for site in gains},
-            "all": {"dice": entry(against_pooled, 0.01, None), "hd95": entry(0.1, 0.2, None)},
-        },
-    }
-    return {
-        "schema": 1,
-        "split": "test",
-        "bootstrap": 500,
-        "metrics": {
-            "dice": {"label": "Dice", "larger_is_better": True, "unit": "", "headline": True},
-            "hd95": {"label": "HD95", "larger_is_better": False, "unit": "mm", "headline": True},
-        },
-        "models": models,
-        "differences": differences,
-        "curves": {},
-    }
-
-
-def classification_evaluations() -> dict[str, Any]:
-    found = json.loads(json.dumps(evaluations(dict.fromkeys(SITES, 0.03))).replace('"dice"', '"auroc"'))
-    found["metrics"]["auroc"]["label"] = "AUROC"
-    fpr = np.linspace(0, 1, 60)
-    bins = np.linspace(0.05, 0.95, 10)
-    for model, power in (("federated", 0.12), ("pooled", 0.1), ("local:riverside", 0.3)):
-        found["curves"][model] = {
-            "all": {
-                "roc": {"pneumonia": {"fpr": fpr.tolist(), "tpr": (fpr**power).tolist()}},
-                "reliability": {
-                    "confidence": bins.tolist(),
-                    "observed": (bins**1.2).tolist(),
-                    "n": [90, 40, 30, 20, 10, 10, 20, 30, 60, 150],
-                },
-            }
-        }
-    return found
-
-
-def site_ready(site: str, number: int) -> dict[str, Any]:
-    bad = {"hippocampus_017": "image has shape 35×51×35, its mask 35×51×34; they must be equal"} if number == 1 else {}
-    return {
-        "event": "site_ready",
-        "site": site,
-        "cases": {"train": 61 + number, "validation": 8, "test": 24},
-        "patients": {"train": 61 + number, "validation": 8, "test": 12 if number == 2 else 24},
-        "classes": {},
-        "quarantined": bad,
-        "duplicates": 0,
-        "warnings": ["Every training case is of one class."] if number < 2 else [],
-        "seconds": 1.5,
-    }
-
-
-def round_events(number: int, sites: list[str], reply: dict[str, dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """One finished round; `reply` overrides what a site's reply says, such as its status."""
-    events: list[dict[str, Any]] = [{"event": "round_started", "round": number, "attempt": 0, "sites": sites}]
-    for index, site in enumerate(sites):
-        events.append(
-            {
-                "event": "site_replied",
-                "round": number,
-                "attempt": 0,
-                "site": site,
-                "status": "used",
-                "reason": None,
-                "cases": 61 + index,
-                "skipped": 0,
-                "steps": 8,
-                "loss": 1.3 * 0.75**number + 0.05 * index + 0.2,
-                "seconds": 4.0,
-                "bytes_down": 1_300_000,
-                "bytes_up": 1_301_000,
-                **(reply or {}).get(site, {}),
-            }
-        )
-    dice = 0.88 - 0.5 * 0.6**number
-    by_site = {site: {"dice": dice + 0.02 * (index - 1), "auroc": dice} for index, site in enumerate(sites)}
-    events += [
-        {
-            "event": "round_finished",
-            "round": number,
-            "fingerprint": f"{number:064x}",
-            "loss": 1.3 * 0.75**number + 0.25,
-            "update_norm": 3.2 / number,
-            "sites_used": [],
-            "seconds": 9.4,
-        },
-        {
-            "event": "validated",
-            "round": number,
-            "metrics": {"dice": dice, "auroc": dice},
-            "by_site": by_site,
-            "best": number != 8,
-        },
-    ]
-    return events
-
-
-def fabricate(
-    folder: Path,
-    the_job: Job | None = None,
-    found: dict[str, Any] | None = None,
-    replies: dict[int, dict[str, dict[str, Any]]] | None = None,
-    extra: list[dict[str, Any]] | None = None,
-    sites: list[str] = SITES,
-) -> Path:
-    """A complete run of three hospitals, as the run-directory layout says; `extra` events come before the end."""
-    the_job = the_job or job()
-    rounds = the_job.federation.rounds
-    folder.mkdir(parents=True)
-    identity = {
-        "schema": 1,
-        "name": the_job.name,
-        "created": "2026-01-31T14:05:09+00:00",
-        "consilium": "0.1.0",
-        "versions": {"python": "3.11.9", "torch": "2.13.0"},
-        "seed": the_job.seed,
-        "job_hash": the_job.fingerprint(),
-        "split_hash": "ab" * 32,
-        "engine": "inprocess",
-        "workers": 2,
-        "threads": 1,
-        "device": "cpu",
-        "command": "consilium simulate hippocampus.yaml",
-    }
-    (folder / "run.json").write_text(json.dumps(identity))
-    (folder / "job.yaml").write_text(yaml.safe_dump(the_job.model_dump(mode="json"), sort_keys=False))
-    (folder / "split.json").write_text(json.dumps({"hospitals": {site: {} for site in sites}}))
-    events: list[dict[str, Any]] = [
-        {"event": "run_started", "sites": sites, "rounds": rounds, "parameters": 324_512, "bytes_model": 1_298_048}
-    ]
-    events += [site_ready(site, index) for index, site in enumerate(sites)]
-    for number in range(1, rounds + 1):
-        events += round_events(number, sites, (replies or {}).get(number))
-    if found:
-        for model in ["pooled", *(f"local:{site}" for site in sites)]:
-            curve = [{"round": r, "metrics": {"dice": 0.87 - 0.4 * 0.6**r, "auroc": 0.9}} for r in range(1, rounds + 1)]
-            events.append(
-                {
-                    "event": "baseline_finished",
-                    "model": model,
-                    "steps": 192,
-                    "seconds": 21.0,
-                    "best_round": rounds,
-                    "curve": curve,
-                }
-            )
-        events.append({"event": "judged", "models": list(found["models"]), "seconds": 31.2})
-        (folder / "evaluations.json").write_text(json.dumps(found))
-    events += extra or []
-    events.append(
-        {
-            "event": "run_finished",
-            "status": "complete",
-            "reason": None,
-            "fingerprint": "cd" * 32,
-            "best_round": 7,
-            "seconds": 251.7,
-            "bytes_sent": 52_000_000,
-            "bytes_received": 31_400_000,
-            "exit_code": 0,
-        }
-    )
-    write_events(folder, events)
-    return folder
-
-
-def write_events(folder: Path, events: list[dict[str, Any]]) -> None:
-    lines = [json.dumps({"time": "2026-01-31T14:05:10+00:00", **event}) for event in events]
-    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What report.json holds, without drawing the page."""
+    return summarise(read_record(folder))
 
 
 def report_of(folder: Path) -> tuple[dict[str, Any], str]:
@@ -249,10 +39,6 @@ def report_of(folder: Path) -> tuple[dict[str, Any], str]:
     page = write_report(folder)
     text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL)
     return json.loads((folder / "report.json").read_text()), re.sub(r"\s+", " ", text)
-
-
-def everywhere_helped(folder: Path, **more: Any) -> Path:
-    return fabricate(folder, found=evaluations(dict.fromkeys(SITES, 0.04)), **more)
 
 
 def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -> None:
@@ -278,7 +64,7 @@ def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -
 )
 def test_the_answer_does_not_hide_who_was_harmed(tmp_path: Path, gains: tuple[float, ...], expected: str) -> None:
     found = evaluations(dict(zip(SITES, gains, strict=True)))
-    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    report = facts_of(fabricate(tmp_path / "run", found=found))
     assert expected in report["answer"][0]
 
 
@@ -286,7 +72,7 @@ def test_all_hospitals_together_may_contradict_the_single_ones(tmp_path: Path) -
     found = evaluations(dict.fromkeys(SITES, 0.01))
     found["differences"]["federated-local"]["all"]["dice"] = entry(-0.05, 0.02, None)
     found["differences"]["federated-local"]["riverside"]["dice"] = entry(None)
-    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["answer"][0] == (
         "Federated training shows no clear difference from local training at any of 2 hospitals, but over all "
         "hospitals together it is worse (Dice \u22120.050, 95 % interval \u22120.070 to \u22120.030); "
@@ -295,7 +81,7 @@ def test_all_hospitals_together_may_contradict_the_single_ones(tmp_path: Path) -
 
 
 def test_an_interval_that_touches_zero_is_no_clear_difference(tmp_path: Path) -> None:
-    report, _ = report_of(fabricate(tmp_path / "run", found=evaluations(dict.fromkeys(SITES, 0.02))))
+    report = facts_of(fabricate(tmp_path / "run", found=evaluations(dict.fromkeys(SITES, 0.02))))
     assert set(report["verdicts"]["federated-local"]["riverside"].values()) == {"no clear difference", "helped"}
 
 
@@ -306,7 +92,7 @@ def test_a_smaller_distance_helps_and_the_largest_is_the_worst(tmp_path: Path) -
             del by_metric["dice"]
     del found["metrics"]["dice"]
     found["models"]["federated"]["university"]["hd95"]["value"] = 3.5
-    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["headline_metric"] == "hd95"
     assert "beats local training at 3 of 3 hospitals (HD95 (mm) \u22120.70" in report["answer"][0]
     assert report["worst_hospital"]["federated"]["hospital"] == "university"
@@ -314,7 +100,7 @@ def test_a_smaller_distance_helps_and_the_largest_is_the_worst(tmp_path: Path) -
 
 def test_pooled_training_may_be_better(tmp_path: Path) -> None:
     found = evaluations(dict.fromkeys(SITES, 0.04), against_pooled=-0.031)
-    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["answer"][1].startswith("It falls short of pooled training (\u22120.031")
 
 
@@ -410,14 +196,14 @@ def test_a_resumed_run_is_as_complete_as_any_other(tmp_path: Path) -> None:
     assert report["status"] == "complete"
     assert "Resumed 1 time" in text
     write_events(folder, [*events[:cut], stopped, *again])
-    assert report_of(folder)[0]["status"] == "unfinished"
+    assert facts_of(folder)["status"] == "unfinished"
 
 
 def test_the_node_of_the_pooled_data_is_no_hospital(tmp_path: Path) -> None:
     folder = everywhere_helped(tmp_path / "run")
     events = read_events(folder)
     write_events(folder, [events[0], site_ready("pooled", 1), *events[1:]])
-    report, _ = report_of(folder)
+    report = facts_of(folder)
     assert report["run"]["sites"] == SITES
     assert [row["site"] for row in report["quarantine"]] == ["riverside"]
 
@@ -433,7 +219,7 @@ def test_without_baselines_the_question_stays_open(tmp_path: Path) -> None:
     found = evaluations(dict.fromkeys(SITES, 0.04))
     found["models"] = {"federated": found["models"]["federated"]}
     found["differences"] = {}
-    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["answer"][0].startswith("No local or pooled baseline was evaluated")
     assert "The federated model reaches Dice 0.867" in report["answer"][1]
 
@@ -441,7 +227,7 @@ def test_without_baselines_the_question_stays_open(tmp_path: Path) -> None:
 def test_without_bootstrap_nothing_is_called_helped(tmp_path: Path) -> None:
     found = evaluations(dict.fromkeys(SITES, 0.04))
     found = json.loads(json.dumps(found), object_hook=lambda o: o | {"low": None, "high": None} if "low" in o else o)
-    report, _ = report_of(fabricate(tmp_path / "run", found=found))
+    report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["answer"][0].startswith("Whether federated training beats local training cannot be told")
 
 
@@ -518,7 +304,7 @@ def test_a_folder_that_is_no_run_is_refused_in_a_sentence(tmp_path: Path) -> Non
 def test_every_field_of_the_json_is_documented(tmp_path: Path) -> None:
     """docs/report.md names every field; names that come from data (hospitals, models, metrics) are left out."""
     replies = {2: {"riverside": {"status": "failed", "reason": "killed"}}}
-    report, _ = report_of(everywhere_helped(tmp_path / "run", replies=replies))
+    report = facts_of(everywhere_helped(tmp_path / "run", replies=replies))
     document = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
     from_data = {*SITES, "all", "dice", "hd95", "auroc", "train", "validation", "test", *report["models"]}
 
