@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.app import Result, make_server_app
 from server.checkpoint import disk_error
-from server.events import Event, EventLog, read_events
+from server.events import EventLog, read_events
 from server.judgement import POOLED
+from server.live import LiveDisplay
 from server.report import write_report
 from shared_models.errors import ConsiliumError, SitesLeftOut
 from shared_models.zoo import build
@@ -21,7 +21,7 @@ from simulation.illustrate import draw_pictures
 from simulation.run_folder import RunFolder, SimulationRequest, create, reopen
 
 
-def simulate(request: SimulationRequest, listeners: tuple[Callable[[Event], None], ...] = ()) -> int:
+def simulate(request: SimulationRequest) -> int:
     """Runs, or resumes, a simulation; returns the exit code: 0 complete, 4 complete but a site was left out.
 
     Raises:
@@ -30,17 +30,18 @@ def simulate(request: SimulationRequest, listeners: tuple[Callable[[Event], None
     """
     began = time.monotonic()
     run = reopen(request.resume) if request.resume else create(request)
+    outcome: dict[str, Any] = {"status": "complete", "reason": None, "exit_code": 0}
     try:
-        events = EventLog(run.path / "events.jsonl", listeners)
-        error = _attempt(run, events)
-        outcome: dict[str, Any] = {"status": "complete", "reason": None, "exit_code": 0}
-        if error:
-            outcome = {"status": "stopped", "reason": str(error), "exit_code": error.exit_code}
-        elif _anybody_left_out(run.path):
-            outcome["exit_code"] = SitesLeftOut.exit_code
-        events.emit("run_finished", **_totals(run.path), **outcome, seconds=round(time.monotonic() - began, 3))
-        events.close()
-        write_report(run.path)
+        with LiveDisplay(run.path, run.job.selection_metric()) as live:
+            events = EventLog(run.path / "events.jsonl", (live.handle,))
+            error = _attempt(run, events)
+            if error:
+                outcome = {"status": "stopped", "reason": str(error), "exit_code": error.exit_code}
+            elif _anybody_left_out(run.path):
+                outcome["exit_code"] = SitesLeftOut.exit_code
+            events.emit("run_finished", **_totals(run.path), **outcome, seconds=round(time.monotonic() - began, 3))
+            events.close()
+            write_report(run.path)
     except OSError as full:
         raise disk_error(Path(full.filename or run.path / "events.jsonl"), full) from full
     if error:
