@@ -11,7 +11,7 @@ from torch import Tensor
 from client.data.cache import CaseCache
 from client.data.manifest import SPLITS, Case, read_manifest
 from client.data.preflight import preflight, refuse_unusable
-from client.data.preprocess import prepare, sample_of, sample_tensors
+from client.data.preprocess import case_keys, prepare, sample_of, sample_tensors
 from client.data.shelf import pack, shelf_key, unpack
 from shared_models.errors import BadInput
 from shared_models.job import Job
@@ -61,7 +61,7 @@ class SiteData:
         usable = [case for case in cases if case.id not in self.report.quarantined]
         self._cases = {split: tuple(case for case in usable if case.split == split) for split in SPLITS}
         self._usable = {case.id: case for case in usable}
-        self._keys = self.report.keys(usable, self.folder, job)
+        self._keys = case_keys(usable, self.folder, job, self.report.files)
         self._shelf_of = {case_id: shelf for shelf in self.report.shelves for case_id in shelf}
         self._small: dict[str, dict[str, Tensor]] = {}  # cases of the shelves opened so far, mapped from disk
 

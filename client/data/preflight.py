@@ -88,13 +88,7 @@ class PreflightReport:
 
     def changed_file(self, case: Case, folder: Path, job: Job) -> Path | None:
         """The first file of a case that is no longer as it was checked."""
-        files = (file_of(reference, folder) for reference in references(case, job))
-        return next((file for file in files if not _unchanged(file, self.files[str(file)])), None)
-
-    def keys(self, cases: Sequence[Case], folder: Path, job: Job) -> dict[str, str]:
-        """The cache keys of the cases by their ids; of no use for a case without its files."""
-        digests = {name: known.sha256 for name, known in self.files.items() if known}
-        return case_keys(cases, folder, job, digests)
+        return next((file for file in _files(case, folder, job) if not _unchanged(file, self.files[str(file)])), None)
 
 
 def preflight(
@@ -120,13 +114,15 @@ def preflight(
     checked_for = _hash_of(cases, job)
     known = _read_report(report_folder, checked_for) if report_folder else None
     if known:
+        known.site = site
         return known
     report = PreflightReport(site, checked=len(cases), checked_for=checked_for)
-    report.files = {str(file): stamp(file) for file in _files(cases, folder, job)}
     findings, filler = _Findings(), ShelfFiller(cache)
-    keys = report.keys(cases, folder, job)
     usable = []
     for done, case in enumerate(cases, start=1):
+        for file in _files(case, folder, job):
+            if str(file) not in report.files:
+                report.files[str(file)] = stamp(file)
         try:
             decoded = decode(case, folder, job)
             sample = finish(decoded, case, job)
@@ -135,7 +131,8 @@ def preflight(
         else:
             usable.append(case)
             findings.add(case, decoded, job)
-            filler.add(case.id, keys[case.id], sample_tensors(sample))
+            key = case_keys([case], folder, job, report.files)[case.id]
+            filler.add(case.id, key, sample_tensors(sample))
         if progress:
             progress(done, len(cases))
     filler.close()
@@ -159,7 +156,7 @@ def refuse_unusable(report: PreflightReport, job: Job) -> None:
         raise BadInput(f"{site} has no usable training case: {bad} of {report.checked} cases are unfit.{first}")
     if limit is not None and bad > limit:
         raise BadInput(
-            f"{site} has {bad} unfit cases of {report.checked}, where data.max_quarantined of the job "
+            f"{site} has {bad} unfit of {report.checked} cases, where data.max_quarantined of the job "
             f"tolerates {limit}.{first}"
         )
 
@@ -293,9 +290,8 @@ def _hash_of(cases: Sequence[Case], job: Job) -> str:
     return digest.hexdigest()
 
 
-def _files(cases: Sequence[Case], folder: Path, job: Job) -> list[Path]:
-    named = (file_of(reference, folder) for case in cases for reference in references(case, job) if reference)
-    return list(dict.fromkeys(named))
+def _files(case: Case, folder: Path, job: Job) -> list[Path]:
+    return [file_of(reference, folder) for reference in references(case, job) if reference]
 
 
 def _read_report(report_folder: Path, checked_for: str) -> PreflightReport | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from client.data.manifest import Case
-from client.data.readers import Volume, file_of, read, row_of, shown
+from client.data.readers import FileStamp, Volume, file_of, read, row_of, shown
 from shared_models.errors import BadInput
 from shared_models.job import Job
 
@@ -118,17 +118,18 @@ def preparation(job: Job) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def case_keys(cases: Sequence[Case], folder: Path, job: Job, digests: Mapping[str, str]) -> dict[str, str]:
+def case_keys(cases: Sequence[Case], folder: Path, job: Job, stamps: Mapping[str, FileStamp | None]) -> dict[str, str]:
     """The cache key of every prepared case by its id: file contents, rows used, class label and `preparation`.
 
     Args:
-        digests: SHA-256 of every file by its path.
+        stamps: every file of the cases by its path; the key of a case with a missing file is of no use.
     """
     common = preparation(job)
     keys = {}
     for case in cases:
         used = references(case, job)
-        contents = [digests.get(str(file_of(reference, folder)), "") for reference in used]
+        known = [stamps.get(str(file_of(reference, folder))) for reference in used]
+        contents = [stamp.sha256 if stamp else "" for stamp in known]
         label = "" if job.task.kind == "segmentation" else case.label
         parts = [common, label, *contents, *map(row_of, used)]
         keys[case.id] = hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -97,7 +97,7 @@ def test_a_job_says_how_many_bad_cases_are_tolerable(
     hippocampus_rows[0]["label"] = "lost.nii.gz"
     manifest = write_manifest(hippocampus_rows)
     SiteData(manifest, make_job(HIPPOCAMPUS, spatial_dims=3, max_quarantined=1), "north", cache)
-    with pytest.raises(BadInput, match=r"Site north has 1 unfit cases of 8.*tolerates 0.*lost\.nii\.gz"):
+    with pytest.raises(BadInput, match=r"Site north has 1 unfit of 8 cases.*tolerates 0.*lost\.nii\.gz"):
         SiteData(manifest, make_job(HIPPOCAMPUS, spatial_dims=3, max_quarantined=0), "north", cache)
 
 
