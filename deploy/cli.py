@@ -112,8 +112,8 @@ def simulate(
 
     try:
         # Before the data set is opened, and at once where the folder to resume is none.
-        metric = cli_job.selection_metric(job_path) if job_path.is_file() else ""
-        from server.live import LiveDisplay
+        if job_path.is_file():
+            cli_job.selection_metric(job_path)
         from simulation.run import simulate
         from simulation.run_folder import SimulationRequest
 
@@ -128,9 +128,7 @@ def simulate(
             resume=resume,
             device=device.value,
         )
-        with LiveDisplay(run_dir, metric) as live:
-            code = simulate(request, (live.handle,))
-        raise typer.Exit(code)
+        raise typer.Exit(simulate(request))
     except KeyboardInterrupt:
         _say(f"interrupted; {_how_to_go_on(run_dir)}")
         raise typer.Exit(INTERRUPTED) from None
