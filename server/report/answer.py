@@ -96,10 +96,10 @@ def _against_local(report: Row, metric: str) -> str | None:
     if calls[HELPED]:
         text = f"Federated training beats local training at {len(calls[HELPED])} of {hospitals}"
         if calls[HARMED]:
-            text += f" and is worse at {len(calls[HARMED])} ({listed(calls[HARMED])})"
+            text += f" and is worse at {len(calls[HARMED])}, {listed(calls[HARMED])}"
     elif calls[HARMED]:
         text = f"Federated training is worse than local training at {len(calls[HARMED])} of {hospitals}"
-        text += f" ({listed(calls[HARMED])}) and beats it at none"
+        text += f", {listed(calls[HARMED])}, and beats it at none"
     elif calls[UNCLEAR]:
         text = f"Federated training shows no clear difference from local training at any of {hospitals}"
     else:

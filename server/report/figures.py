@@ -146,8 +146,8 @@ def learning_curves(report: dict[str, Any], metric: str | None, label: str) -> s
             axes.set_xlabel("Round")
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        loss.legend(loc="upper right")
-        quality.legend(loc="lower right")
+        loss.legend()
+        quality.legend()
 
     return svg(WIDTH, 3.3, draw)
 
@@ -178,8 +178,6 @@ def _end_levels(axes: Axes, baselines: dict[str, Any], metric: str | None) -> No
 
 def participation_grid(report: dict[str, Any], words: dict[str, str]) -> str:
     """Sites by rounds, the last attempt at each round: every status has its own colour and its own shape."""
-    from matplotlib.ticker import MaxNLocator
-
     entries = [entry for entry in report["participation"] if entry["last_attempt"]]
     sites = report["run"]["sites"]
     rounds = sorted({entry["round"] for entry in entries})
@@ -206,8 +204,8 @@ def participation_grid(report: dict[str, Any], words: dict[str, str]) -> str:
         axes.set_yticks(range(len(sites)), sites)
         axes.set_ylim(len(sites) - 0.4, -0.6)
         axes.set_xlim(rounds[0] - 0.7, max(rounds[-1], rounds[0] + 7) + 0.7)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("Round")
+        axes.set_xticks(rounds[:: 1 + len(rounds) // 20])
+        axes.set_xlabel("Round", loc="left")
         axes.tick_params(length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
         legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, handletextpad=0.1)

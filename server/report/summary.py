@@ -89,19 +89,26 @@ def _identity(record: RunRecord) -> dict[str, Any]:
 
 
 def _metrics(evaluations: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each metric with its label and direction, and the digits that its values deserve (3 for shares, else 2)."""
-    largest: dict[str, float] = {}
+    """Each metric with its label and direction, and the digits that its values deserve."""
+    values: dict[str, list[float]] = {}
     for by_hospital in evaluations.get("models", {}).values():
         for rows in by_hospital.values():
             for name, row in rows.items():
-                largest[name] = max(largest.get(name, 0.0), abs(row.get("value") or 0.0))
+                values.setdefault(name, []).append(row.get("value") or 0.0)
     declared = evaluations.get("metrics", {})
     metrics = {}
-    for name in dict.fromkeys([*declared, *largest]):
+    for name in dict.fromkeys([*declared, *values]):
         info = {"label": name, "larger_is_better": True, "unit": "", "headline": True, **declared.get(name, {})}
         label = f"{info['label']} ({info['unit']})" if info["unit"] else info["label"]
-        metrics[name] = {**info, "label": label, "digits": 3 if largest.get(name, 0.0) <= 1.5 else 2}
+        metrics[name] = {**info, "label": label, "digits": _digits(info, values.get(name, []))}
     return metrics
+
+
+def _digits(info: dict[str, Any], values: list[float]) -> int:
+    """None for counts such as missed organs, 3 for shares, else 2."""
+    if not info["headline"] and not info["larger_is_better"] and all(float(value).is_integer() for value in values):
+        return 0
+    return 3 if max(map(abs, values), default=0.0) <= 1.5 else 2
 
 
 def _headline(record: RunRecord, metrics: dict[str, Any]) -> str | None:

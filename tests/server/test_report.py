@@ -57,8 +57,8 @@ def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ((0.04, 0.01, -0.05), "beats local training at 1 of 3 hospitals and is worse at 1 (university)"),
-        ((-0.04, 0.01, -0.05), "is worse than local training at 2 of 3 hospitals (north-clinic and university)"),
+        ((0.04, 0.01, -0.05), "beats local training at 1 of 3 hospitals and is worse at 1, university (Dice"),
+        ((-0.04, 0.01, -0.05), "is worse than local training at 2 of 3 hospitals, north-clinic and university, and"),
         ((0.01, 0.0, -0.01), "shows no clear difference from local training at any of 3 hospitals"),
     ],
 )
