@@ -213,7 +213,7 @@ def test_a_run_from_partition_to_report(here: Path):
     run = consilium("simulate", "tiny.yaml", "--split", "split.json", "--out", "run", "--compare", "none")
     assert run.returncode == 0, run.stderr
     assert "\x1b" not in run.stdout
-    assert run.stdout.splitlines()[-1] == "report   run/report.html"
+    assert run.stdout.splitlines()[-1] == f"report   {here}/run/report.html"
     assert "round 2/2" in run.stdout and "scanner-a" in run.stdout
     settings = json.loads((here / "run" / "run.json").read_text())
     assert settings["split_hash"] == json.loads((here / "split.json").read_text())["hash"]
