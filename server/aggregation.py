@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from shared_models.weights import Weights
 
-# Elements worked on at once: the five float64 temporaries of one block stay in a core's second-level cache.
-BLOCK = 16_384
+# Elements worked on at once: the float64 temporaries of one block stay in a core's second-level cache.
+BLOCK = 32_768
 
 
 class RunningSum:

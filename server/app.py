@@ -76,7 +76,7 @@ def _resume(store: CheckpointStore, initial: Weights, events: EventLog) -> RunSt
     found = store.load(damaged.append)
     if found is None:
         events.cut(0)
-        return RunState(initial)
+        return RunState(initial, fingerprint=fingerprint(initial))
     state, events_size = found
     events.cut(events_size)
     for sentence in damaged:

@@ -1,14 +1,13 @@
 """Atomic, resumable run state: killed at any moment, a run finds its last whole round.
 
-A checkpoint is a safetensors file (global model and optimiser moments) and a JSON file that names it with its SHA-256;
-the JSON is renamed into place last, so a checkpoint is there whole or not at all. The last two are kept, and the best.
+A checkpoint is a safetensors file (global model and optimiser moments) and a JSON file with their fingerprints; the
+JSON is renamed into place last, so a checkpoint is there whole or not at all. The last two are kept, and the best.
 There is no random state to keep: every draw derives from the job seed, the site's name and the round.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 
 from server.optimizers import Moments
 from shared_models.errors import BadInput, RunStopped
-from shared_models.weights import Weights
+from shared_models.weights import Weights, fingerprint
 
 
 @dataclass
@@ -32,6 +31,7 @@ class RunState:
     weights: Weights
     moments: Moments = field(default_factory=dict)
     round: int = 0
+    fingerprint: str = ""
     best_round: int | None = None
     best_value: float | None = None
 
@@ -53,7 +53,6 @@ class CheckpointStore:
         tensors = {f"weights/{name}": array for name, array in state.weights.items()}
         for moment, arrays in state.moments.items():
             tensors |= {f"{moment}/{name}": array for name, array in arrays.items()}
-        content = to_safetensors(tensors)
         name = f"round-{state.round:05d}"
         note = {
             "round": state.round,
@@ -61,12 +60,16 @@ class CheckpointStore:
             "best_value": state.best_value,
             "job_hash": self._job_hash,
             "events_size": events_size,
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "fingerprints": {
+                "weights": state.fingerprint,
+                **{moment: fingerprint(arrays) for moment, arrays in state.moments.items()},
+            },
         }
-        write_atomically(self.folder / f"{name}.safetensors", content)
+        write_atomically(self.folder / f"{name}.safetensors", to_safetensors(tensors))
         write_atomically(self.folder / f"{name}.json", json.dumps(note, indent=1).encode())
         keep = {f"round-{r:05d}" for r in (state.round, state.round - 1, state.best_round) if r is not None}
-        for path in self.folder.glob("round-*"):
+        # Also what a process that was killed in the middle of a write has left.
+        for path in [*self.folder.glob("round-*"), *self.folder.glob(".round-*.tmp")]:
             if path.stem not in keep:
                 path.unlink()
 
@@ -84,28 +87,39 @@ class CheckpointStore:
                 return self._read(path)
             except (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError) as error:
                 warn(f"checkpoint {path.with_suffix('.safetensors')} is damaged ({error}); going back one round")
-        if notes:
-            raise BadInput(f"none of the {len(notes)} checkpoints in {self.folder} can be read; start a new run")
+        # The first round's tensors without a JSON file are those of a run that was killed between the two.
+        lost = [path for path in self.folder.glob("round-*.safetensors") if path.stem != "round-00001"]
+        if notes or lost:
+            count = len(notes) or len(lost)
+            raise BadInput(f"none of the {count} checkpoints in {self.folder} can be read; start a new run")
         return None
 
     def _read(self, note_path: Path) -> tuple[RunState, int]:
         note = json.loads(note_path.read_text())
         if note["job_hash"] != self._job_hash:
             raise BadInput(f"{note_path} is of another job than this run's job.yaml; restore the original job.yaml")
-        tensors = self._tensors(note["round"], note["sha256"])
-        weights = tensors.pop("weights")
-        state = RunState(weights, tensors, note["round"], note["best_round"], note["best_value"])
+        moments = self._tensors(note["round"], note["fingerprints"])
+        state = RunState(
+            weights=moments.pop("weights"),
+            moments=moments,
+            round=note["round"],
+            fingerprint=note["fingerprints"]["weights"],
+            best_round=note["best_round"],
+            best_value=note["best_value"],
+        )
         return state, int(note["events_size"])
 
-    def _tensors(self, round_number: int, sha256: str) -> dict[str, Weights]:
+    def _tensors(self, round_number: int, fingerprints: dict[str, str]) -> dict[str, Weights]:
+        """The tensors of a checkpoint by group: `weights`, and the moments of the server optimiser."""
         content = (self.folder / f"round-{round_number:05d}.safetensors").read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if found != sha256:
-            raise ValueError(f"its SHA-256 is {found[:12]}…, expected {sha256[:12]}…")
-        groups: dict[str, Weights] = {}
+        groups: dict[str, Weights] = {group: {} for group in fingerprints}
         for key, array in parse_safetensors(content).items():
             group, _, name = key.partition("/")
-            groups.setdefault(group, {})[name] = array
+            groups[group][name] = array
+        for group, expected in fingerprints.items():
+            found = fingerprint(groups[group])
+            if found != expected:
+                raise ValueError(f"its {group} have the fingerprint {found[:12]}…, expected {expected[:12]}…")
         return groups
 
     def weights_of(self, round_number: int) -> Weights:
@@ -116,7 +130,7 @@ class CheckpointStore:
         """
         path = self.folder / f"round-{round_number:05d}.json"
         try:
-            return self._tensors(round_number, json.loads(path.read_text())["sha256"])["weights"]
+            return self._tensors(round_number, json.loads(path.read_text())["fingerprints"])["weights"]
         except (ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
             raise BadInput(f"the model of round {round_number} cannot be read from {path}: {error}") from None
 

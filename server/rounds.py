@@ -80,16 +80,17 @@ def one_round(
     weights, moments = optimizers.step(
         job.federation.algorithm.server_optimizer, trainable, state.weights, target, state.moments
     )
+    done = RunState(weights, moments, number, fingerprint(weights), state.best_round, state.best_value)
     events.emit(
         "round_finished",
         round=number,
-        fingerprint=fingerprint(weights),
+        fingerprint=done.fingerprint,
         loss=loss / total.weight,
         update_norm=_distance(weights, state.weights),
         sites_used=total.sites,
         seconds=round(time.monotonic() - began, 3),
     )
-    return RunState(weights, moments, number, state.best_round, state.best_value)
+    return done
 
 
 def _admitted(
@@ -132,4 +133,5 @@ def _is_due(job: Job, number: int) -> bool:
 
 def _distance(a: Weights, b: Weights) -> float:
     """The Euclidean distance of two models."""
-    return float(np.sqrt(sum(float(np.square(a[name] - b[name], dtype=np.float64).sum()) for name in a)))
+    differences = (np.ravel(a[name] - b[name]) for name in a)
+    return float(np.sqrt(sum(float(np.dot(d, d)) for d in differences)))

@@ -21,6 +21,8 @@ def random_patch(sample: dict[str, Any], crop: Sequence[int], generator: np.rand
     """
     image: Tensor = sample["image"]
     spatial = image.shape[1:]
+    if tuple(spatial) == tuple(crop):
+        return sample
     has_mask = sample["label"].ndim == image.ndim
     room = [max(size - want, 0) for size, want in zip(spatial, crop, strict=True)]
     start = [int(generator.integers(0, free + 1)) for free in room]

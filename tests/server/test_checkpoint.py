@@ -10,7 +10,8 @@ from shared_models.weights import fingerprint
 
 def state(number, best=None):
     weights = {"a": np.full((3, 2), number, np.float32), "b": np.array(0.5, np.float32)}
-    return RunState(weights, {"first": {"a": np.full((3, 2), -number, np.float32)}}, number, best, 0.75)
+    moments = {"first": {"a": np.full((3, 2), -number, np.float32)}}
+    return RunState(weights, moments, number, fingerprint(weights), best, 0.75)
 
 
 def fail(sentence):
