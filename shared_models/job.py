@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,9 @@ class Section(BaseModel):
 class SegmentationTask(Section):
     """Every voxel gets one class."""
 
+    selection: ClassVar[str] = "dice"
+    """The validation metric that picks the best round, where the job names none."""
+
     kind: Literal["segmentation"]
     classes: list[str] = Field(min_length=2, description="Names by label value; the first is the background.")
     surface_tolerance_mm: float = Field(
@@ -32,6 +35,8 @@ class SegmentationTask(Section):
 
 class ClassificationTask(Section):
     """Every case gets one class (single_label) or any number of findings (multi_label)."""
+
+    selection: ClassVar[str] = "auroc"
 
     kind: Literal["classification"]
     classes: list[str] = Field(min_length=1, description="Names by label value.")
@@ -196,9 +201,7 @@ class PhantomDataset(Section):
     size: int = Field(96, ge=32)
 
 
-Dataset = Annotated[
-    DecathlonDataset | MedMNISTDataset | FolderDataset | PhantomDataset, Field(discriminator="name")
-]
+Dataset = Annotated[DecathlonDataset | MedMNISTDataset | FolderDataset | PhantomDataset, Field(discriminator="name")]
 
 
 class IidPartition(Section):
@@ -283,4 +286,4 @@ class Job(Section):
 
     def selection_metric(self) -> str:
         """The validation metric that picks the best round; larger is better."""
-        return self.evaluation.select or ("dice" if self.task.kind == "segmentation" else "auroc")
+        return self.evaluation.select or self.task.selection

@@ -11,7 +11,10 @@ from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task
 __all__ = ["TASKS", "CaseRecord", "MetricInfo", "Sums", "Task", "task_of"]
 
 # From `kind` in the job file's task section to the task, built from that section.
-TASKS: dict[str, Callable[[Any], Task]] = {"segmentation": Segmentation, "classification": Classification}
+TASKS: dict[str, Callable[[Any], Task]] = {
+    "segmentation": Segmentation,
+    "classification": Classification,
+}
 
 
 def task_of(job: Job) -> Task:
