@@ -6,6 +6,7 @@ sentence, or, when it was not foreseen, as the name of its class; its full text 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import traceback
@@ -51,14 +52,20 @@ def answers(question: Answer) -> Callable[[Message, Context], Message]:
         except MemoryError:
             content = _fault(context, "out of memory: use a smaller data.crop, batch_size or network")
         except Exception as error:
-            site_folder = context.node_config.get("folder")
-            if site_folder:
-                with open(f"{site_folder}/errors.log", "a", encoding="utf-8") as log:
-                    log.write(traceback.format_exc() + "\n")
-            content = _fault(context, f"{type(error).__name__}; the site's errors.log has the whole story")
+            _log_traceback(context)
+            # The system's own words on a disk or a file are safe to send, and mostly all there is to know.
+            words = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+            content = _fault(context, f"{type(error).__name__}{words}; the site's errors.log has the whole story")
         return Message(content, reply_to=message)
 
     return handler
+
+
+def _log_traceback(context: Context) -> None:
+    """Into the site's folder; where that cannot be written, the answer still goes out."""
+    path = f"{context.node_config['folder']}/errors.log"
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as log:
+        log.write(traceback.format_exc() + "\n")
 
 
 def _fault(context: Context, sentence: str) -> RecordDict:
