@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import Any
 
 from server.checkpoint import write_atomically
 from server.judgement import POOLED
-from shared_models.errors import BadInput
+from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
 from shared_models.job_file import dump_job, load_job
 from simulation.baselines import BASELINES
@@ -110,13 +111,19 @@ def create(request: SimulationRequest) -> RunFolder:
         "command": shlex.join(["consilium", *sys.argv[1:]]),
     }
     path.mkdir(parents=True)
-    write_atomically(path / "job.yaml", dump_job(job).encode())
-    split.save(path / "split.json")
-    manifests = write_hospitals(job, cases, split, path / "sites")
-    if POOLED in compare:
-        write_pooled(manifests, path / "sites")
-    # Last: a folder with a run.json is a whole one, and can be resumed.
-    write_atomically(path / "run.json", json.dumps(settings, indent=1).encode())
+    try:
+        write_atomically(path / "job.yaml", dump_job(job).encode())
+        split.save(path / "split.json")
+        manifests = write_hospitals(job, cases, split, path / "sites")
+        if POOLED in compare:
+            write_pooled(manifests, path / "sites")
+        # Last: a folder with a run.json is a whole one, and can be resumed.
+        write_atomically(path / "run.json", json.dumps(settings, indent=1).encode())
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)  # so that the same command can be given again
+        if isinstance(error, RunStopped):
+            raise BadInput(f"{path} could not be made ({error.__cause__}); nothing was begun") from error
+        raise
     return RunFolder(path, job, split, settings)
 
 
