@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from server.admission import fault_of
 from server.checkpoint import RunState
@@ -103,7 +104,7 @@ def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
     """
     task = task_of(job)
     pooled_sums = {model: with_all(by_site) for model, by_site in sums.items()}
-    alone = with_all({site: sums[LOCAL + site][site] for site in sums[FEDERATED] if site in sums.get(LOCAL + site, {})})
+    local = {site: sums[LOCAL + site][site] for site in sums[FEDERATED] if site in sums.get(LOCAL + site, {})}
     return {
         "schema": 1,
         "split": "test",
@@ -114,8 +115,8 @@ def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
             for model, by_site in pooled_sums.items()
         },
         "differences": {
-            f"{FEDERATED}-local": _differences(task, pooled_sums[FEDERATED], alone),
-            f"{FEDERATED}-{POOLED}": _differences(task, pooled_sums[FEDERATED], pooled_sums.get(POOLED, {})),
+            f"{FEDERATED}-local": _against_local(task, sums[FEDERATED], local),
+            f"{FEDERATED}-{POOLED}": _against_pooled(task, sums[FEDERATED], sums.get(POOLED, {})),
         },
         "curves": {model: {"all": task.curves(by_site["all"])} for model, by_site in pooled_sums.items() if by_site},
     }
@@ -133,15 +134,37 @@ def _values(task: Task, sums: Sums) -> dict[str, Any]:
     }
 
 
-def _differences(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sums]) -> dict[str, Any]:
-    # `all` compares like with like only when every hospital has both models
-    sites = [site for site in ours if site in theirs and (site != "all" or ours.keys() <= theirs.keys())]
+def _against_local(task: Task, ours: Mapping[str, Sums], local: Mapping[str, Sums]) -> dict[str, Any]:
+    """Differences to each hospital's own model, and as `all` their plain mean over the hospitals.
+
+    The sums of different models are not pooled: a ranking of their scores together would reward a model that only
+    knows which hospital it stands in.
+    """
     result = {}
-    for site in sites:
-        others, patients = task.metrics(theirs[site]), float(ours[site]["patients"][0])
+    gaps: dict[str, list[NDArray[np.float64]]] = {}
+    for site, sums in local.items():
+        theirs, patients = task.metrics(sums), float(sums["patients"][0])
+        own = {name: values - theirs[name] for name, values in task.metrics(ours[site]).items()}
+        result[site] = {name: asdict(interval(values, patients)) for name, values in own.items()}
+        for name, values in own.items():
+            if np.isfinite(values[0]):
+                gaps.setdefault(name, []).append(values)
+    if gaps and local.keys() == ours.keys():
+        result["all"] = {name: asdict(interval(np.mean(values, axis=0))) for name, values in gaps.items()}
+    return result
+
+
+def _against_pooled(task: Task, ours: Mapping[str, Sums], pooled_model: Mapping[str, Sums]) -> dict[str, Any]:
+    """Differences to the one model of the pooled baseline, at each hospital and over all patients together."""
+    ours_all, theirs_all = with_all(ours), with_all(pooled_model)
+    result = {}
+    for site in (
+        site for site in ours_all if site in theirs_all and (site != "all" or ours.keys() == pooled_model.keys())
+    ):
+        theirs, patients = task.metrics(theirs_all[site]), float(ours_all[site]["patients"][0])
         result[site] = {
-            name: asdict(difference(values, others[name], patients))
-            for name, values in task.metrics(ours[site]).items()
+            name: asdict(difference(values, theirs[name], patients))
+            for name, values in task.metrics(ours_all[site]).items()
         }
     return result
 

@@ -114,7 +114,7 @@ def _against_local(report: Row, metric: str) -> str | None:
 
 
 def _over_all(report: Row, metric: str, calls: dict[str, list[str]]) -> str:
-    """The difference over all hospitals together, which may well contradict those of the single hospitals."""
+    """The mean difference over the hospitals, which may well contradict those of the single hospitals."""
     overall = report["differences"]["federated-local"].get("all", {}).get(metric)
     if not overall or overall.get("value") is None:
         return ""
@@ -123,8 +123,8 @@ def _over_all(report: Row, metric: str, calls: dict[str, list[str]]) -> str:
     interval = interval_text(overall, info["digits"], signed=True)
     if call in (HELPED, HARMED) and not calls[call]:
         better = "better" if call == HELPED else "worse"
-        return f", but over all hospitals together it is {better} ({info['label']} {change}, {interval})"
-    return f" ({info['label']} {change} over all hospitals, {interval})"
+        return f", but on average over the hospitals it is {better} ({info['label']} {change}, {interval})"
+    return f" ({info['label']} {change} on average over the hospitals, {interval})"
 
 
 def _against_pooled(report: Row, metric: str) -> str | None:
@@ -182,11 +182,6 @@ def uncertain(report: Row) -> list[str]:
         sentences.append(f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}.")
     if wide and report["metrics"][metric]["larger_is_better"]:  # such metrics are shares: 0.1 is much of their range
         sentences.append(f"Wide intervals of {report['metrics'][metric]['label']}: {listed(wide)}.")
-    if report["task"] == "classification" and "all" in report["differences"].get("federated-local", {}):
-        sentences.append(
-            "Over all hospitals together, the local scores come from different models: where hospitals differ in their "
-            "share of a class, ranking these scores together also rewards knowing the hospital."
-        )
     return sentences + _undefined(report)
 
 

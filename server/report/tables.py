@@ -16,8 +16,8 @@ def hospitals(report: Row) -> list[str]:
 def comparison(report: Row, metric: str) -> list[Row]:
     """One row for every hospital and one for all together: each model's numbers, the differences and the verdict.
 
-    A hospital's local model is its own. All hospitals together have no single local model; what their own models
-    reach together, each on its own patients, is federated minus the difference, and has no interval.
+    A hospital's local model is its own. All hospitals together have no single local model; the difference in their
+    row is the mean over the hospitals.
     """
     rows = []
     for hospital in [*hospitals(report), "all"]:
@@ -28,19 +28,11 @@ def comparison(report: Row, metric: str) -> list[Row]:
         }
         for other in ("federated-local", "federated-pooled"):
             entries[other] = report["differences"].get(other, {}).get(hospital, {}).get(metric)
-        if hospital == "all":
-            entries["local"] = _subtract(entries["federated"], entries["federated-local"])
         call = report["verdicts"].get("federated-local", {}).get(hospital, {}).get(metric)
         n = next((entry["n"] for entry in entries.values() if entry and entry.get("n") is not None), None)
         name = "All hospitals" if hospital == "all" else hospital
         rows.append({"hospital": hospital, "name": name, "n": n, "verdict": call, **entries})
     return rows
-
-
-def _subtract(ours: Row | None, difference: Row | None) -> Row | None:
-    if not ours or not difference or ours["value"] is None or difference["value"] is None:
-        return None
-    return {"value": ours["value"] - difference["value"], "low": None, "high": None}
 
 
 def everywhere(report: Row, metric: str) -> list[Row]:

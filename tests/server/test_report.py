@@ -45,7 +45,7 @@ def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -
     report, text = report_of(everywhere_helped(tmp_path / "run"))
     assert report["answer"][0] == (
         "Federated training beats local training at 3 of 3 hospitals "
-        "(Dice +0.040 over all hospitals, 95 % interval +0.020 to +0.060)."
+        "(Dice +0.040 on average over the hospitals, 95 % interval +0.020 to +0.060)."
     )
     assert report["answer"][1] == (
         "It is within 0.004 of pooled training (\u22120.004, 95 % interval \u22120.014 to +0.006): no clear difference."
@@ -74,8 +74,8 @@ def test_all_hospitals_together_may_contradict_the_single_ones(tmp_path: Path) -
     found["differences"]["federated-local"]["riverside"]["dice"] = entry(None)
     report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["answer"][0] == (
-        "Federated training shows no clear difference from local training at any of 2 hospitals, but over all "
-        "hospitals together it is worse (Dice \u22120.050, 95 % interval \u22120.070 to \u22120.030); "
+        "Federated training shows no clear difference from local training at any of 2 hospitals, but on "
+        "average over the hospitals it is worse (Dice \u22120.050, 95 % interval \u22120.070 to \u22120.030); "
         "it cannot be told at riverside."
     )
 
