@@ -329,4 +329,4 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        _LOG.warning("%s cannot be written (%s): cases are checked again when they are needed.", path, error.strerror)
+        _LOG.info("%s cannot be written (%s): cases are checked again when they are needed.", path, error.strerror)
