@@ -64,7 +64,10 @@ class LiveDisplay:
         if self._live.is_started:
             self._live.update("", refresh=True)
             self._live.stop()
-        report = self._run_dir / "report.html"
+        report, content = self._run_dir / "report.html", self._run_dir / "report.json"
+        if self._began and content.exists():
+            for sentence in json.loads(content.read_text(encoding="utf-8"))["answer"][:1]:
+                self._say(sentence)
         if self._began and report.exists():
             self._say(f"report   {report}")
 
@@ -222,7 +225,7 @@ class LiveDisplay:
         name = next((key for key, info in metrics.items() if info.get("headline")), next(iter(metrics)))
         hospitals = [site for site in models[FEDERATED] if site != ALL]
         rows = sorted(hospitals, key=lambda site: _rank(models[FEDERATED][site][name], metrics[name]))[:HOSPITAL_ROWS]
-        table = Table(f"{metrics[name]['label']}, test patients", box=None, pad_edge=False, header_style="bold")
+        table = Table(f"{metrics[name]['label']}, test", box=None, pad_edge=False, header_style="bold")
         columns = [(FEDERATED, lambda site: FEDERATED)]
         if POOLED in models:
             columns.append((POOLED, lambda site: POOLED))
@@ -269,7 +272,7 @@ def _cell(entry: dict[str, Any] | None) -> str:
         return ""
     if entry["value"] is None:
         return "undefined"
-    interval = f" ({entry['low']:.3f} to {entry['high']:.3f})" if entry.get("low") is not None else ""
+    interval = f" [{entry['low']:.3f}, {entry['high']:.3f}]" if entry.get("low") is not None else ""
     return f"{entry['value']:.3f}{interval}"
 
 
