@@ -93,7 +93,7 @@ def test_ten_rounds_fit_on_a_screen_and_end_with_the_answer(run_dir: Path):
     assert "round 10/10   loss 0.1000   dice 0.9091   3/3 hospitals   12.0 s" in lines
     assert "local: 3 models, 300 steps in 30.0 s of computing" in lines
     result = {line.split()[0]: line for line in lines[-8:]}
-        assert result["leiden"].split()[1:] == ["0.900", "[0.850,", "0.950]"] * 2 + ["0.800", "[0.850,", "0.950]"]
+    assert result["leiden"].split()[1:] == ["0.900", "[0.850,", "0.950]"] * 2 + ["0.800", "[0.850,", "0.950]"]
     assert "undefined" in result["berlin"]
     assert lines[-3] == "complete, nobody was left out (exit code 0), 2 min 5 s"
     assert lines[-1] == f"report   {run_dir}/report.html"
