@@ -62,42 +62,48 @@ def in_tree(tree: Path, command: str) -> str:
     return done.stdout
 
 
-def simulate(tree: Path, job: dict, data: Path) -> dict:
-    """Checks and runs a job of the tree; returns its report."""
-    (tree / "job.yaml").write_text(yaml.safe_dump(job))
+@pytest.mark.parametrize("name", ["add-a-model", "add-a-task", "add-a-data-set"])
+def test_a_page_can_be_followed(tree, name):
+    page = DOCS / f"{name}.md"
+    touched = follow(page, tree)
+    for arguments in (["check"], ["format", "--check"]):
+        command = [str(Path(sys.executable).with_name("ruff")), *arguments, *touched]
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (tree / "job.yaml").write_text(yaml.safe_dump(JOB | yaml.safe_load(yaml_of(page))))
     in_tree(tree, "consilium job check job.yaml")
+
+
+def simulate(tree: Path, job: dict, data: Path) -> dict:
+    """Runs a job of the tree; returns its report."""
+    (tree / "job.yaml").write_text(yaml.safe_dump(job))
     in_tree(tree, f"consilium simulate job.yaml --data-dir {data} --out run --compare local --workers 1")
     report: dict = json.loads((tree / "run" / "report.json").read_text())
     assert report["status"] == "complete" and report["answer"]
     return report
 
 
-def keeps_the_house_style(tree: Path, touched: list[str]) -> None:
-    """What a page adds passes the lint of the project."""
-    for arguments in (["check"], ["format", "--check"]):
-        command = [str(Path(sys.executable).with_name("ruff")), *arguments, *touched]
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
+@pytest.mark.system
 def test_the_page_on_models_adds_a_model(tree, lesions):
     page = DOCS / "add-a-model.md"
-    keeps_the_house_style(tree, follow(page, tree))
+    follow(page, tree)
     report = simulate(tree, JOB | yaml.safe_load(yaml_of(page)), lesions)
     assert report["run"]["model"] == "densenet"
     assert Block("bash", "python -m pytest tests/shared_models/test_zoo.py -k densenet\n") in blocks(page)
     assert "4 passed" in in_tree(tree, "python -m pytest tests/shared_models/test_zoo.py -k densenet")
 
 
+@pytest.mark.system
 def test_the_page_on_tasks_adds_a_task(tree, lesions):
     page = DOCS / "add-a-task.md"
-    keeps_the_house_style(tree, follow(page, tree))
+    follow(page, tree)
     report = simulate(tree, JOB | yaml.safe_load(yaml_of(page)), lesions)
     assert report["task"] == "grading" and report["headline_metric"] == "kappa"
     kappa = report["models"]["federated"]["all"]["kappa"]
     assert kappa["low"] <= kappa["value"] <= kappa["high"] and kappa["n"] == 16
 
 
+@pytest.mark.system
 def test_the_page_on_data_sets_adds_a_data_set(tree, tmp_path):
     page = DOCS / "add-a-data-set.md"
     photographs = tmp_path / "photographs"
@@ -109,7 +115,7 @@ def test_the_page_on_data_sets_adds_a_data_set(tree, tmp_path):
             Image.fromarray((vessels * 255).astype(np.uint8)).save(photographs / f"{child:02d}{eye}_mask.png")
             colour = np.stack([vessels * 120 + 60, vessels * 60 + 30, rng.integers(0, 40, (64, 64))], axis=-1)
             Image.fromarray(colour.astype(np.uint8)).save(photographs / f"{child:02d}{eye}_image.jpg")
-    keeps_the_house_style(tree, follow(page, tree))
+    follow(page, tree)
     report = simulate(tree, yaml.safe_load(yaml_of(page)), photographs)
     assert {name: site["patients"]["train"] for name, site in report["sites"].items()} == {
         "hospital-1": 3,
