@@ -11,6 +11,7 @@ import functools
 import json
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,10 @@ def answers(question: Answer) -> Callable[[Message, Context], Message]:
 
 def _log_traceback(context: Context) -> None:
     """Into the site's folder; where that cannot be written, the answer still goes out."""
-    path = f"{context.node_config['folder']}/errors.log"
-    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as log:
-        log.write(traceback.format_exc() + "\n")
+    folder = context.node_config.get("folder")
+    if folder:
+        with contextlib.suppress(OSError), open(f"{folder}/errors.log", "a", encoding="utf-8") as log:
+            log.write(traceback.format_exc() + "\n")
 
 
 def _fault(context: Context, sentence: str) -> RecordDict:
@@ -176,8 +178,14 @@ def _data(site: Site, job: Job) -> SiteData:
 
 @functools.lru_cache(maxsize=128)
 def _warm_data(site: Site, job_text: str) -> SiteData:
-    cache = CaseCache(site.cache, site.cache_bytes)
+    cache = _warm_cache(site.cache, site.cache_bytes)
     return SiteData(site.manifest, _job(job_text), site.name, cache, report_folder=site.folder)
+
+
+@functools.lru_cache(maxsize=8)
+def _warm_cache(folder: Path, limit_bytes: int) -> CaseCache:
+    """One for all sites of this process, so that a full disk is told once and the folder is measured once."""
+    return CaseCache(folder, limit_bytes)
 
 
 def _network(job: Job, device: str) -> nn.Module:
