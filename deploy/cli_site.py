@@ -44,7 +44,8 @@ def check(
 
     loaded = load_job(job)
     cases = read_manifest(manifest, loaded)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("Checking cases", total=len(cases))
         report = preflight(
             cases, manifest.parent, loaded, progress=lambda done, total: bar.update(task, completed=done)
