@@ -81,7 +81,8 @@ def ask(
     wait = getattr(grid, "wait_for_reply", time.sleep)
     for name, (node, content) in requests.items():
         # One by one, so that a message id belongs to a site: an error reply does not carry the site's node id.
-        message = Message(content=content, dst_node_id=node, message_type=kind)
+        # With the deadline as its time to live, a reply that nobody waits for any more is not kept for anybody.
+        message = Message(content=content, dst_node_id=node, message_type=kind, ttl=deadline)
         ids = list(grid.push_messages([message]))
         if ids and ids[0]:
             waiting[ids[0]] = name

@@ -168,6 +168,7 @@ class LocalGrid(Grid):
         self._dispatch()
 
     def _answer_here(self, message_id: str) -> None:
+        self._drop_expired()
         message = next((m for m in self._queue if m.metadata.message_id == message_id), None)
         if message is None:
             return
@@ -175,7 +176,13 @@ class LocalGrid(Grid):
         context = _context(self._nodes[message.metadata.dst_node_id])
         self._replies[message_id] = client_app(message, context)
 
+    def _drop_expired(self) -> None:
+        """Forgets messages, and replies, whose time to live is over: whoever asked has gone on."""
+        self._queue = deque(message for message in self._queue if not _expired(message))
+        self._replies = {name: reply for name, reply in self._replies.items() if not _expired(reply)}
+
     def _dispatch(self) -> None:
+        self._drop_expired()
         # A worker gets no new work while as many replies as there are workers wait to be folded: so the memory for
         # replies is bounded, however many sites there are.
         for worker in self._workers:
@@ -281,6 +288,10 @@ def _end_with(parent: int) -> None:
 
 def _context(node: Mapping[str, str]) -> Context:
     return Context(run_id=1, node_id=SERVER_NODE, node_config=dict(node), state=RecordDict(), run_config={})
+
+
+def _expired(message: Message) -> bool:
+    return time.time() > message.metadata.created_at + message.metadata.ttl
 
 
 def _spread(device: str, index: int) -> str:

@@ -170,11 +170,14 @@ def _cuda_available() -> bool:
 
 
 def _workers(request: SimulationRequest, hospitals: int, device: str) -> tuple[int, int]:
-    """Worker processes and torch threads of each: one worker a core, but not more than hospitals."""
+    """Worker processes and torch threads of each: one worker a core or GPU, but not more than hospitals."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if request.workers is not None and request.workers < 1:
         raise BadInput(f"--workers {request.workers}: at least one worker is needed")
     if device == "mps":
         return 1, cores
-    workers = request.workers or min(cores, hospitals)
+    import torch
+
+    places = torch.cuda.device_count() if device == "cuda" else cores
+    workers = request.workers or min(places, hospitals)
     return workers, max(1, cores // workers)

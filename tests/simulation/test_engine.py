@@ -109,3 +109,17 @@ def _alive(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_nobody_waits_for_any_more_is_forgotten(workers):
+    nodes = [{"site": f"h{i}", "manifest": "", "folder": "", "cache": "", "device": "cpu"} for i in range(9)]
+    grid = LocalGrid(nodes, workers, threads=1)
+    try:
+        content = RecordDict({"instruction": ConfigRecord({"job": "{}"})})
+        list(grid.push_messages([Message(content, 100 + i, "query.prepare", ttl=0.2) for i in range(9)]))
+        time.sleep(0.5)
+        assert len(ask(grid)) == 9  # replies that were never pulled would have kept the workers idle
+        assert not grid._replies and not grid._queue
+    finally:
+        grid.close()

@@ -1,0 +1,201 @@
+"""The round against sites that behave, fail, answer late, or send garbage; each site is a function."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.checkpoint import CheckpointStore, RunState
+from server.events import EventLog, read_events
+from server.participation import Site, draw
+from server.rounds import one_round, run_rounds
+from shared_models.errors import RunStopped
+from shared_models.job import Job
+from shared_models.weights import TensorInfo, fingerprint, from_record, to_record
+
+TENSORS = [TensorInfo("w", "shared", (3,), "float32"), TensorInfo("count", "constant", (), "int64")]
+START = {"w": np.array([1.0, 2.0, 3.0], np.float32)}
+
+
+def job(**federation):
+    return Job.model_validate(
+        {
+            "name": "scripted",
+            "seed": 1,
+            "task": {"kind": "classification", "classes": ["a", "b"]},
+            "data": {"spatial_dims": 2, "crop": [8, 8]},
+            "model": {"name": "cnn"},
+            "training": {"local_steps": 1},
+            "federation": {"rounds": 2, **federation},
+            "evaluation": {"every": 0},
+        }
+    )
+
+
+def update(tensors, cases=10):
+    numbers = {"weight": cases, "cases": cases, "skipped": 0, "steps": 1, "loss": 0.5, "seconds": 0.1}
+    return RecordDict({"weights": to_record(tensors), "numbers": MetricRecord(numbers)})
+
+
+def moved(by, cases=10):
+    return lambda weights, attempt: update({"w": (weights["w"] + np.float32(by)).astype(np.float32)}, cases)
+
+
+class ScriptedGrid(Grid):
+    """Every site is a function from the weights and the number of its call to the content of a reply; None is silence."""
+
+    def __init__(self, sites, order=None):
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        self._run = Run.create_empty(run_id=1)
+        self.sites, self.order = sites, order or list(range(len(sites)))
+        self.asked, self.waiting, self.calls = [], {}, [0] * len(sites)
+
+    def set_run(self, run):
+        self._run = run
+
+    @property
+    def run(self):
+        return self._run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self):
+        return range(len(self.sites))
+
+    def push_messages(self, messages):
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.asked.append(node)
+            self.waiting[f"{node}"] = message
+            yield f"{node}"
+
+    def pull_messages(self, message_ids):
+        for message_id in message_ids:
+            node = int(message_id)
+            first = next((n for n in self.order if f"{n}" in self.waiting), None)
+            if node != first:  # replies arrive in the order of the test
+                continue
+            message = self.waiting.pop(message_id)
+            self.calls[node] += 1
+            answer = self.sites[node](from_record(message.content["weights"]), self.calls[node])
+            if answer is not None:
+                yield Message(answer, reply_to=message)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError("the round takes replies one at a time")
+
+
+def play(tmp_path, sites, order=None, **federation):
+    grid = ScriptedGrid(sites, order)
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(len(sites))}
+    events = EventLog(tmp_path / "events.jsonl")
+    state = one_round(grid, roster, job(**federation), TENSORS, RunState(START), events)
+    return state, list(read_events(tmp_path / "events.jsonl"))
+
+
+def replies(events):
+    return {event["site"]: (event["status"], event["reason"]) for event in events if event["event"] == "site_replied"}
+
+
+def test_the_global_model_is_the_mean_weighted_by_cases(tmp_path):
+    state, events = play(tmp_path, [moved(1.0, cases=30), moved(5.0, cases=10)])
+    np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(2.0))
+    assert state.round == 1 and state.fingerprint == fingerprint(state.weights)
+    finished = events[-1]
+    assert finished["sites_used"] == 2 and finished["update_norm"] == pytest.approx(2 * 3**0.5)
+
+
+def test_the_order_of_arrival_does_not_show(tmp_path):
+    rng = np.random.default_rng(0)
+    sites = [moved(rng.normal(), cases=int(n)) for n in rng.integers(1, 1000, 4)]
+    prints = set()
+    for number, order in enumerate(itertools.permutations(range(4))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        prints.add(play(folder, sites, order=list(order))[0].fingerprint)
+    assert len(prints) == 1
+
+
+def test_garbage_is_left_out_with_its_reason_and_the_rest_is_averaged(tmp_path):
+    nan = np.array([1, np.nan, 1], np.float32)
+    state, events = play(
+        tmp_path,
+        [
+            moved(1.0),
+            lambda weights, call: update({"w": nan}),
+            lambda weights, call: update({"v": START["w"]}),
+            lambda weights, call: update({"w": np.ones((1, 3), np.float32)}),
+            lambda weights, call: update({"w": np.ones(3, np.int64)}),
+            lambda weights, call: RecordDict({"fault": ConfigRecord({"sentence": "the disk is full"})}),
+            lambda weights, call: Error(1, "the process died"),
+            lambda weights, call: RecordDict(),
+            moved(3.0),
+        ],
+        quorum=2,
+    )
+    np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(2.0))
+    assert replies(events) == {
+        "site-0": ("used", None),
+        "site-1": ("rejected", "'w' has values that are NaN or infinite"),
+        "site-2": ("rejected", "1 of 1 tensors missing, such as 'w'"),
+        "site-3": ("rejected", "'w' has shape (1, 3), expected (3,)"),
+        "site-4": ("rejected", "'w' has dtype int64, expected float32"),
+        "site-5": ("failed", "the disk is full"),
+        "site-6": ("failed", "the process died"),
+        "site-7": ("rejected", "the reply has no records 'weights' and 'numbers'"),
+        "site-8": ("used", None),
+    }
+
+
+def test_a_site_that_does_not_answer_in_time_is_late(tmp_path):
+    began = time.monotonic()
+    state, events = play(tmp_path, [moved(1.0), lambda weights, call: None], deadline_seconds=0.3, quorum=1)
+    assert replies(events)["site-1"] == ("late", "no reply before the deadline")
+    assert time.monotonic() - began < 5
+    np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(1.0))
+
+
+def test_below_quorum_the_round_is_run_again_from_the_same_model(tmp_path):
+    def recovers(weights, call):
+        return update({"w": weights["w"] + np.float32(1)}) if call > 1 else Error(1, "restarting")
+
+    state, events = play(tmp_path, [recovers, moved(1.0)], quorum=2)
+    assert [event["event"] for event in events].count("round_retried") == 1
+    np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(1.0))
+
+
+def test_a_round_that_stays_below_quorum_stops_the_run_and_keeps_the_rounds_before(tmp_path):
+    def fails_in_round_two(weights, call):
+        return update({"w": weights["w"] + np.float32(1)}) if call == 1 else Error(1, "gone")
+
+    grid = ScriptedGrid([fails_in_round_two, moved(1.0)])
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(2)}
+    events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
+    with pytest.raises(RunStopped, match=r"round 2 stayed below its quorum after 3 attempts: 1 of 2 sites .*--resume"):
+        run_rounds(grid, roster, job(quorum=2), TENSORS, RunState(START), store, events)
+    kept, _ = store.load(pytest.fail)
+    assert kept.round == 1
+
+
+def test_sites_are_drawn_from_the_seed():
+    names = [f"site-{i}" for i in range(10)]
+    drawn = [draw(job(sites_per_round=3), names, number, 0) for number in range(1, 30)]
+    assert drawn == [draw(job(sites_per_round=3), names[::-1], number, 0) for number in range(1, 30)]
+    assert all(len(set(some)) == 3 for some in drawn)
+    assert {name for some in drawn for name in some} == set(names)
+    assert draw(job(), names, 1, 0) == sorted(names)
+
+
+def test_only_the_sites_drawn_are_asked(tmp_path):
+    grid = ScriptedGrid([moved(float(i)) for i in range(6)])
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(6)}
+    events = EventLog(tmp_path / "events.jsonl")
+    one_round(grid, roster, job(sites_per_round=2), TENSORS, RunState(START), events)
+    started = next(event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "round_started")
+    assert {f"site-{node}" for node in grid.asked} == set(started["sites"]) and len(grid.asked) == 2
