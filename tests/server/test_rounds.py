@@ -47,7 +47,7 @@ def moved(by, cases=10):
 
 
 class ScriptedGrid(Grid):
-    """Every site is a function from the weights and the number of its call to the content of a reply; None is silence."""
+    """Every site is a function from the weights and the number of its call to a content; None is silence."""
 
     def __init__(self, sites, order=None):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
