@@ -177,10 +177,35 @@ def assert_as_undisturbed(run: Run, undisturbed: Run) -> None:
     assert run.fingerprint() == undisturbed.fingerprint()
     assert run.history() == undisturbed.history()
     assert run.evaluations() == undisturbed.evaluations()
-    kinds = Counter(event["event"] for event in run.events())
-    assert kinds == Counter(event["event"] for event in undisturbed.events())
+    once = ("baseline_finished", "judged", "run_finished", "site_refused")
+    assert Counter(e["event"] for e in run.events(*once)) == Counter(e["event"] for e in undisturbed.events(*once))
     own, other = run.report(), undisturbed.report()
     assert own["models"] == other["models"]
     for folder in ("", "models", "sites", "pictures"):
         names = {path.relative_to(run.path) for path in (run.path / folder).glob("*")}
         assert names == {path.relative_to(undisturbed.path) for path in (undisturbed.path / folder).glob("*")}
+
+
+def has_come(run: Run, moment: str, after: int) -> Callable[[], bool]:
+    """A test whether the run is at this moment of a round behind round `after`."""
+    path, seen = run.path / "events.jsonl", 0
+
+    def last_line() -> dict[str, object]:
+        nonlocal seen
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 4000))
+                lines = file.read().decode(errors="replace").split("\n")
+            return json.loads(lines[-2]) if len(lines) > 1 else {}
+        except (OSError, ValueError):
+            return {}
+
+    def now() -> bool:
+        if moment == "checkpointing":
+            rounds = [int(file.name[7:12]) for file in run.path.glob("checkpoints/.round-*.safetensors.*.tmp")]
+            return any(number > after for number in rounds)
+        event = last_line()
+        wanted = {"training": "round_started", "aggregation": "site_replied"}[moment]
+        return event.get("event") == wanted and int(str(event["round"])) > after
+
+    return now

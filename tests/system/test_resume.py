@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -22,6 +21,7 @@ from tests.system.processes import (
     Run,
     assert_as_undisturbed,
     consilium,
+    has_come,
     is_alive,
     write,
 )
@@ -42,31 +42,6 @@ def moment_of(run: Run) -> str:
     if last["event"] == "site_replied":
         return "aggregation"
     return "between"
-
-
-def has_come(run: Run, moment: str, after: int) -> Callable[[], bool]:
-    """A test whether the run is at this moment of a round behind round `after`."""
-    path, seen = run.path / "events.jsonl", 0
-
-    def last_line() -> dict[str, object]:
-        nonlocal seen
-        try:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - 4000))
-                lines = file.read().decode(errors="replace").split("\n")
-            return json.loads(lines[-2]) if len(lines) > 1 else {}
-        except (OSError, ValueError):
-            return {}
-
-    def now() -> bool:
-        if moment == "checkpointing":
-            rounds = [int(file.name[7:12]) for file in run.path.glob("checkpoints/.round-*.safetensors.*.tmp")]
-            return any(number > after for number in rounds)
-        event = last_line()
-        wanted = {"training": "round_started", "aggregation": "site_replied"}[moment]
-        return event.get("event") == wanted and int(str(event["round"])) > after
-
-    return now
 
 
 def last_checkpoint(run: Run) -> int:
