@@ -64,6 +64,7 @@ def run_on_ray(server: ServerApp, nodes: Sequence[NodeConfig], workers: int, thr
     Raises:
         BadInput: the extra `ray` is not installed.
     """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming default; else it prints a warning
     try:
         import ray  # noqa: F401
     except ImportError:
