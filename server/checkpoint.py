@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.numpy import save as to_safetensors
 
 from server.optimizers import Moments
 from shared_models.errors import BadInput, RunStopped
+from shared_models.files import whole_file
 from shared_models.weights import Weights, fingerprint
 
 
@@ -153,21 +153,15 @@ def load_weights(path: Path) -> Weights:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
+    """Writes a file whole or not at all.
 
     Raises:
         RunStopped: the disk is full or cannot be written; the file is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from error
 
 

@@ -13,7 +13,7 @@ from client.data.manifest import assign_splits
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from simulation.datasets import open_dataset
-from simulation.datasets.files import whole_file
+from simulation.datasets.files import new_file
 from simulation.datasets.source import SourceCase
 from simulation.partition import partition, unassigned
 from simulation.split_manifest import SplitManifest, digest
@@ -138,5 +138,5 @@ def _sources(cases: Sequence[SourceCase]) -> dict[str, str]:
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
-    with whole_file(path) as file:
+    with new_file(path) as file:
         file.write(text.getvalue().encode())

@@ -21,6 +21,7 @@ from shared_models.job import Job
 from shared_models.job_file import dump_job, load_job
 from simulation.baselines import BASELINES
 from simulation.datasets import open_dataset
+from simulation.datasets.files import cache_folder
 from simulation.hospitals import make_split, write_hospitals, write_pooled
 from simulation.split_manifest import SplitManifest
 
@@ -60,16 +61,11 @@ class RunFolder:
                 "site": name,
                 "manifest": str(self.path / "sites" / name / "manifest.csv"),
                 "folder": str(self.path / "sites" / name),
-                "cache": str(cache_folder() / "cases"),
+                "cache": str(cache_folder("cases")),
                 "device": str(self.settings["device"]),
             }
             for name in names
         ]
-
-
-def cache_folder() -> Path:
-    """Where decoded cases and fetched data sets are kept; CONSILIUM_CACHE moves it."""
-    return Path(os.environ.get("CONSILIUM_CACHE") or Path.home() / ".cache" / "consilium")
 
 
 def create(request: SimulationRequest) -> RunFolder:

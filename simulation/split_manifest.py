@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_models.errors import BadInput
-from simulation.datasets.files import whole_file
+from simulation.datasets.files import new_file
 from simulation.datasets.source import SPLITS, SourceCase
 
 SCHEMA = 1
@@ -46,7 +46,7 @@ class SplitManifest:
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
         text = json.dumps(asdict(self) | {"hash": self.hash}, indent=1, ensure_ascii=False)
-        with whole_file(path) as file:
+        with new_file(path) as file:
             file.write(f"{text}\n".encode())
 
     @classmethod

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +19,7 @@ from client.data.preprocess import Decoded, case_keys, decode, finish, preparati
 from client.data.readers import FileStamp, file_of, stamp
 from client.data.shelf import ShelfFiller
 from shared_models.errors import BadInput
+from shared_models.files import whole_file
 from shared_models.job import Job
 
 if TYPE_CHECKING:
@@ -318,15 +317,8 @@ def _unchanged(file: Path, old: FileStamp | None) -> bool:
 
 def _write(path: Path, text: str) -> None:
     """Keep the report; a disk that is full costs its file, not the site's part in the run: cases are checked again."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         _LOG.info("%s cannot be written (%s): cases are checked again when they are needed.", path, error.strerror)

@@ -1,14 +1,15 @@
-"""Where files that can be made or fetched again lie, and how a file appears: whole or not at all."""
+"""Where files that can be made or fetched again lie, and how one is written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from shared_models.errors import BadInput
+from shared_models.files import whole_file
 
 
 def cache_folder(*parts: str) -> Path:
@@ -18,22 +19,14 @@ def cache_folder(*parts: str) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes its place at ``path`` when the block ends well, and leaves nothing otherwise.
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears whole, as `whole_file`, for what is written before a run has begun.
 
     Raises:
         BadInput: the folder is not there to write to, or full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -16,7 +16,7 @@ import numpy as np
 from shared_models.errors import BadInput
 from shared_models.job import Job, PhantomDataset
 from shared_models.seeds import derive_seed
-from simulation.datasets.files import cache_folder, whole_file
+from simulation.datasets.files import cache_folder, new_file
 from simulation.datasets.source import SourceCase, read_array
 
 CLASSES = 3  # background (with cerebrospinal fluid), grey matter, white matter
@@ -73,7 +73,7 @@ def cases(job: Job, dataset: PhantomDataset, data_dir: Path | None) -> list[Sour
     archive = (data_dir / name if data_dir else cache_folder(name)) / "phantom.npz"
     if not archive.is_file():
         arrays = make(job.seed, count, dataset)
-        with whole_file(archive) as file:
+        with new_file(archive) as file:
             np.savez(file, allow_pickle=False, **arrays)
     scanners, patients, levels = (read_array(archive, array).tolist() for array in ("scanner", "patient", "level_mm"))
     return [

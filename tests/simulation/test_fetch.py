@@ -20,7 +20,7 @@ from shared_models.job import Job
 from simulation.datasets import decathlon, medmnist, open_dataset
 from simulation.datasets import fetch as module
 from simulation.datasets.fetch import fetch, fetch_archive, unpack
-from simulation.datasets.files import cache_folder, whole_file
+from simulation.datasets.files import cache_folder, new_file
 
 PAYLOAD = np.random.default_rng(0).bytes(300_000)
 SHA256 = "sha256:" + hashlib.sha256(PAYLOAD).hexdigest()
@@ -238,10 +238,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(BadInput, match=r"new\.json cannot be written"),
-        whole_file(tmp_path / "file" / "new.json") as file,
+        new_file(tmp_path / "file" / "new.json") as file,
     ):
         file.write(b"{}")
-    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "new.json") as file:
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "new.json") as file:
         file.write(b"half")
         1 / 0  # noqa: B018
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
