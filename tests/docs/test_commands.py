@@ -23,6 +23,7 @@ INSTALLATION = ("python3 -m venv .venv", ".venv/bin/pip install -c constraints.t
 # What makes the jobs of the pages end in seconds: fewer rounds and patients, a smaller network.
 SMALLER = {
     r"rounds: \d+": "rounds: 2",
+    r"(?m)local_epochs: 1$": "local_steps: 2",
     r"bootstrap: \d+": "bootstrap: 20",
     r"patients_per_hospital: \d+": "patients_per_hospital: 6",
     r"channels: \[16, 32, 64, 128\]": "channels: [4, 8, 12, 16]",
