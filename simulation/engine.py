@@ -81,7 +81,8 @@ def run_on_ray(server: ServerApp, nodes: Sequence[NodeConfig], workers: int, thr
         num_supernodes=len(nodes),
         backend_config={
             "client_resources": {"num_cpus": threads, "num_gpus": gpus / workers},
-            "init_args": {"num_cpus": workers * threads},
+            # Else Flower's notices from every actor fill the terminal.
+            "init_args": {"num_cpus": workers * threads, "log_to_driver": False},
         },
     )
 
