@@ -92,6 +92,7 @@ def test_the_commands_of_the_researchers_page_work_in_their_order(reader, tmp_pa
 
 
 @pytest.mark.system
+@pytest.mark.timeout(1800)  # four whole runs, three of them on real data
 def test_the_commands_of_the_readme_work_in_their_order(reader, tmp_path, shared_data):
     (tmp_path / "data").symlink_to(shared_data)
     for line in commands(ROOT / "README.md"):
