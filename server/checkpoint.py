@@ -1,7 +1,8 @@
 """Atomic, resumable run state: killed at any moment, a run finds its last whole round.
 
 A checkpoint is a safetensors file (global model and optimiser moments) and a JSON file with their fingerprints; the
-JSON is renamed into place last, so a checkpoint is there whole or not at all. The last two are kept, and the best.
+JSON is renamed into place last, so a checkpoint is there whole or not at all. The last two are kept, and the best
+of each.
 There is no random state to keep: every draw derives from the job seed, the site's name and the round.
 """
 
@@ -42,6 +43,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, job_hash: str) -> None:
         self.folder = folder
         self._job_hash = job_hash
+        self._best_before: int | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: RunState, events_size: int) -> None:
@@ -67,7 +69,10 @@ class CheckpointStore:
         }
         write_atomically(self.folder / f"{name}.safetensors", to_safetensors(tensors))
         write_atomically(self.folder / f"{name}.json", json.dumps(note, indent=1).encode())
-        keep = {f"round-{r:05d}" for r in (state.round, state.round - 1, state.best_round) if r is not None}
+        # The best of the round before, too: should this checkpoint be damaged, that one is gone back to.
+        wanted = {state.round, state.round - 1, state.best_round, self._best_before}
+        keep = {f"round-{number:05d}" for number in wanted if number is not None}
+        self._best_before = state.best_round
         # Also what a process that was killed in the middle of a write has left.
         for path in [*self.folder.glob("round-*"), *self.folder.glob(".round-*.tmp")]:
             if path.stem not in keep:
@@ -107,6 +112,7 @@ class CheckpointStore:
             best_round=note["best_round"],
             best_value=note["best_value"],
         )
+        self._best_before = state.best_round
         return state, int(note["events_size"])
 
     def _tensors(self, round_number: int, fingerprints: dict[str, str]) -> dict[str, Weights]:

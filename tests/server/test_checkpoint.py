@@ -39,6 +39,17 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     np.testing.assert_array_equal(store.weights_of(2)["a"], state(2).weights["a"])
 
 
+def test_going_back_one_round_finds_the_best_of_then(tmp_path):
+    store = CheckpointStore(tmp_path, "job")
+    for number, best in ((1, 1), (2, 1), (3, 1), (4, 4)):
+        store.save(state(number, best), 0)
+    (tmp_path / "round-00004.safetensors").write_bytes(b"")
+    again = CheckpointStore(tmp_path, "job")
+    loaded, _ = again.load(lambda sentence: None)
+    assert (loaded.round, loaded.best_round) == (3, 1)
+    np.testing.assert_array_equal(again.weights_of(1)["a"], state(1).weights["a"])
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "note"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tmp_path, damage):
     store = CheckpointStore(tmp_path, "job")
