@@ -40,6 +40,7 @@ def train_alone(
         curve.append({"round": number, "metrics": {k: v if np.isfinite(v) else None for k, v in metrics.items()}})
         value = metrics.get(job.selection_metric(), float("nan"))
         if value > best_value:
-            best, best_value, best_round = travelling(network), value, number
+            best = {name: array.copy() for name, array in travelling(network).items()}
+            best_value, best_round = value, number
     numbers = {"steps": total, "seconds": time.monotonic() - began, "best_round": best_round}
     return best if best is not None else travelling(network), numbers, curve

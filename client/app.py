@@ -101,6 +101,7 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     load(network, _weights(content))
     number = _number(content, "round")
     progress = train_round(network, make_optimizer(network, job), data, job, task, site.name, number)
+    network.zero_grad(set_to_none=True)  # the gradients' memory serves for the reply
     tensors, weight = algorithm_of(job).contribution(network, progress.cases)
     numbers: dict[str, int | float | list[int] | list[float]] = {
         "weight": weight,

@@ -54,10 +54,18 @@ class RunningSum:
         np.add(lost, rest, out=lost, casting="same_kind")
         total[...] = new
 
-    def mean(self) -> Weights:
-        """The weighted mean in float32. Raises ValueError when nothing was added."""
+    def take_mean(self) -> Weights:
+        """The weighted mean in float32; the sum is used up, tensor by tensor, so that both never stand in memory whole.
+
+        Raises:
+            ValueError: nothing was added.
+        """
         if self.weight <= 0:
             raise ValueError("the mean of no updates")
-        return {
-            name: ((total + self._lost[name]) / self.weight).astype(np.float32) for name, total in self._sum.items()
-        }
+        mean: Weights = {}
+        for name in list(self._sum):
+            total = self._sum.pop(name)
+            total += self._lost.pop(name)
+            total /= self.weight
+            mean[name] = total.astype(np.float32)
+        return mean

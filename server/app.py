@@ -22,8 +22,6 @@ from shared_models.zoo import build
 class Result:
     """What the rounds leave behind."""
 
-    initial: Weights
-    last: Weights
     best: Weights
     best_round: int | None
     sites: dict[str, Site]
@@ -60,11 +58,12 @@ def make_server_app(
             bytes_model=sum(array.nbytes for array in initial.values()),
             resumed_from=state.round or None,
         )
+        del initial
         ready = introduce(grid, job, events)
         sites = {name: site for name, site in ready.items() if name not in not_federated}
         others = {name: site for name, site in ready.items() if name in not_federated}
         state = run_rounds(grid, sites, job, tensors, state, store, events)
-        result = _finish(state, store, initial, run_dir, job, sites, others)
+        result = _finish(state, store, run_dir, job, sites, others)
         del state
         after(grid, result)
 
@@ -87,7 +86,6 @@ def _resume(store: CheckpointStore, initial: Weights, events: EventLog) -> RunSt
 def _finish(
     state: RunState,
     store: CheckpointStore,
-    initial: Weights,
     run_dir: Path,
     job: Job,
     sites: dict[str, Site],
@@ -102,4 +100,4 @@ def _finish(
             round=number,
             fingerprint=fingerprint(weights),
         )
-    return Result(initial, state.weights, best, state.best_round, sites, others)
+    return Result(best, state.best_round, sites, others)

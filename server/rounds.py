@@ -75,7 +75,7 @@ def one_round(
             "everything up to the round before it is kept: mend the sites, then continue with --resume"
         )
 
-    target = algorithm_of(job).combine(total.mean())
+    target = algorithm_of(job).combine(total.take_mean())
     trainable = [t.name for t in tensors if t.travels and t.trainable]
     weights, moments = optimizers.step(
         job.federation.algorithm.server_optimizer, trainable, state.weights, target, state.moments

@@ -86,10 +86,10 @@ def schema_hash(entries: list[TensorInfo]) -> str:
 
 
 def travelling(network: nn.Module) -> Weights:
-    """The tensors that travel, as float32 arrays that own their memory."""
+    """The tensors that travel, in float32: views of the network's memory where it is on the CPU, copies elsewhere."""
     state = network.state_dict()
     return {
-        e.name: state[e.name].detach().to("cpu", torch.float32).contiguous().numpy().copy()
+        e.name: state[e.name].detach().to("cpu", torch.float32).contiguous().numpy()
         for e in schema(network)
         if e.travels
     }

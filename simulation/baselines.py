@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flwr.app import ArrayRecord, MessageType, RecordDict
@@ -22,7 +22,8 @@ from server.events import EventLog
 from server.judgement import FEDERATED, LOCAL, POOLED, collect, judge, undefined
 from server.participation import Reply, Site, ask, instruction
 from shared_models.job import Job
-from shared_models.weights import Weights, fingerprint, to_record
+from shared_models.weights import Weights, fingerprint, to_record, travelling
+from shared_models.zoo import build
 
 BASELINES = ("local", POOLED)
 
@@ -54,7 +55,8 @@ def train_baselines(
     grid: Grid, result: Result, job: Job, baselines: Collection[str], run_dir: Path, events: EventLog
 ) -> None:
     """Trains the baselines, as many at once as there are workers, and saves each when it is done."""
-    record = to_record(result.initial)
+    initial = travelling(build(job))
+    record, shapes = to_record(initial), {name: array.shape for name, array in initial.items()}
     steps = job.training.local_steps or 0
 
     def content(steps: int) -> RecordDict:
@@ -75,10 +77,10 @@ def train_baselines(
     for name in wanted.keys() - requests.keys():  # finished before the run was resumed
         events.emit("baseline_finished", **json.loads(_path(run_dir, name).with_suffix(".json").read_text()))
     for reply in ask(grid, requests, f"{MessageType.TRAIN}.alone"):
-        _keep(reply, result.initial, job, run_dir, events)
+        _keep(reply, shapes, job, run_dir, events)
 
 
-def _keep(reply: Reply, initial: Weights, job: Job, run_dir: Path, events: EventLog) -> None:
+def _keep(reply: Reply, shapes: Mapping[str, tuple[int, ...]], job: Job, run_dir: Path, events: EventLog) -> None:
     message, name = reply.message, reply.site
     fault = "it did not answer" if message is None else fault_of(message)
     if message is None or fault:
@@ -88,7 +90,7 @@ def _keep(reply: Reply, initial: Weights, job: Job, run_dir: Path, events: Event
     try:
         if not isinstance(record, ArrayRecord):
             raise Rejected("the reply has no record 'weights'")
-        weights = admit_tensors(record, {key: array.shape for key, array in initial.items()})
+        weights = admit_tensors(record, shapes)
     except Rejected as error:
         events.emit("warning", text=f"there is no baseline '{name}': {error}", left_out=True)
         return

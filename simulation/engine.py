@@ -112,6 +112,7 @@ class LocalGrid(Grid):
         self._nodes = {100 + index: node for index, node in enumerate(nodes)}
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
+        self._last: tuple[RecordDict, int] | None = None
         _keep_freed_memory()
         # Before the fork: a child of a process whose OpenMP threads are running would wait for them for ever.
         torch.set_num_threads(1 if workers > 1 else threads)
@@ -190,7 +191,19 @@ class LocalGrid(Grid):
         for worker in self._workers:
             if worker.task is None and self._queue and len(self._replies) <= len(self._workers):
                 message = self._queue.popleft()
-                worker.give(message, self._nodes[message.metadata.dst_node_id])
+                worker.give(message, self._nodes[message.metadata.dst_node_id], self._parcel(message.content))
+
+    def _parcel(self, content: RecordDict) -> int:
+        """The descriptor of a content in shared memory; one that goes to several sites in turn is laid there once."""
+        if self._last is None or self._last[0] is not content:
+            self._forget_last()
+            self._last = (content, pack(content))
+        return self._last[1]
+
+    def _forget_last(self) -> None:
+        if self._last is not None:
+            os.close(self._last[1])
+            self._last = None
 
     def _collect(self, worker: _Worker) -> None:
         message = worker.task
@@ -206,6 +219,7 @@ class LocalGrid(Grid):
 
     def close(self) -> None:
         """Ends the workers."""
+        self._forget_last()
         for worker in self._workers:
             worker.end()
 
@@ -222,18 +236,14 @@ class _Worker:
         self._process = context.Process(target=_work, args=(theirs, threads), daemon=True)
         self._process.start()
         theirs.close()
-        self._last: tuple[RecordDict, int] | None = None
 
-    def give(self, message: Message, node: NodeConfig) -> None:
-        """Sends a message. A content that goes to several sites in turn is laid into shared memory once."""
+    def give(self, message: Message, node: NodeConfig, content: int) -> None:
+        """Sends a message whose content lies behind a descriptor."""
         self.task = message
-        if self._last is None or self._last[0] is not message.content:
-            self._forget_last()
-            self._last = (message.content, pack(message.content))
         device = _spread(node["device"], self._index)
         envelope = {"type": message.metadata.message_type, "node": {**node, "device": device}}
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is read
-            _send(self.socket, envelope, self._last[1])
+            _send(self.socket, envelope, content)
 
     def take(self) -> RecordDict | None:
         """The answer, or None when the process has died."""
@@ -250,15 +260,9 @@ class _Worker:
 
     def end(self) -> None:
         """Ends the process."""
-        self._forget_last()
         self.socket.close()
         self._process.kill()
         self._process.join()
-
-    def _forget_last(self) -> None:
-        if self._last is not None:
-            os.close(self._last[1])
-            self._last = None
 
 
 def _work(connection: socket.socket, threads: int) -> None:
