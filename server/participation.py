@@ -96,6 +96,7 @@ def ask(
                 up = content_bytes(message.content) if message.has_content() else 0
                 name = waiting.pop(message_id)
                 yield Reply(name, message, time.monotonic() - began, sizes[name], up)
+                del message  # the caller is done with it; the next may be long in coming
                 arrived = True
         pause = SHORTEST_POLL if arrived else min(pause * 1.5, LONGEST_POLL)
         if waiting and not arrived:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import MessageType, RecordDict
@@ -11,7 +12,7 @@ from flwr.serverapp import Grid
 
 from server import optimizers
 from server.admission import Rejected, SiteFault, Update, admit
-from server.aggregation import RunningSum
+from server.aggregation import BLOCK, RunningSum
 from server.checkpoint import CheckpointStore, RunState
 from server.events import EventLog
 from server.judgement import validate
@@ -19,7 +20,7 @@ from server.participation import Reply, Site, ask, draw, instruction, quorum
 from shared_models.algorithms import algorithm_of
 from shared_models.errors import RunStopped
 from shared_models.job import Job
-from shared_models.weights import TensorInfo, Weights, fingerprint, to_record
+from shared_models.weights import TensorInfo, Weights, fingerprint, from_record, to_record
 
 
 def run_rounds(
@@ -49,21 +50,13 @@ def one_round(
 ) -> RunState:
     """One round, tried again while it stays below the quorum."""
     number, began = state.round + 1, time.monotonic()
-    shapes = {t.name: t.shape for t in tensors if t.travels}
     record = to_record(state.weights)
+    state.weights = from_record(record)  # views of the record: one copy of the model is held, not two
     for attempt in range(job.federation.retries + 1):
         drawn = draw(job, list(sites), number, attempt)
         events.emit("round_started", round=number, attempt=attempt, sites=drawn)
         content = RecordDict({"instruction": instruction(job, round=number), "weights": record})
-        total, loss = RunningSum(), 0.0
-        # The largest first: where sites share a machine, the round ends sooner.
-        drawn.sort(key=lambda name: -sites[name].cases["train"])
-        requests = {name: (sites[name].node, content) for name in drawn}
-        for reply in ask(grid, requests, MessageType.TRAIN, job.federation.deadline_seconds):
-            update = _admitted(reply, shapes, number, attempt, events)
-            if update:
-                total.add(update.tensors, update.weight)
-                loss += update.loss * update.weight
+        total, loss = _gather(grid, [sites[name] for name in drawn], content, job, tensors, (number, attempt), events)
         needed = quorum(job, len(drawn))
         if total.sites >= needed:
             break
@@ -93,8 +86,36 @@ def one_round(
     return done
 
 
+def _gather(
+    grid: Grid,
+    drawn: Sequence[Site],
+    content: RecordDict,
+    job: Job,
+    tensors: list[TensorInfo],
+    place: tuple[int, int],
+    events: EventLog,
+) -> tuple[RunningSum, float]:
+    """Asks the sites and folds each update as it arrives: their sum, and the sum of their weighted losses.
+
+    Args:
+        place: the round and the attempt, for the record.
+    """
+    shapes = {t.name: t.shape for t in tensors if t.travels}
+    total, loss = RunningSum(), 0.0
+    # The largest first: where sites share a machine, the round ends sooner.
+    order = sorted(drawn, key=lambda site: -site.cases["train"])
+    requests = {site.name: (site.node, content) for site in order}
+    for reply in ask(grid, requests, MessageType.TRAIN, job.federation.deadline_seconds):
+        update = _admitted(reply, shapes, place, events)
+        if update:
+            total.add(update.tensors, update.weight)
+            loss += update.loss * update.weight
+        del reply, update  # or a model stays in memory until the next site answers
+    return total, loss
+
+
 def _admitted(
-    reply: Reply, shapes: Mapping[str, tuple[int, ...]], number: int, attempt: int, events: EventLog
+    reply: Reply, shapes: Mapping[str, tuple[int, ...]], place: tuple[int, int], events: EventLog
 ) -> Update | None:
     """The update in a reply if it is fit to be summed; either way, what became of it goes on record."""
     update, status, reason = None, "used", None
@@ -110,8 +131,8 @@ def _admitted(
         status, reason = "rejected", str(error)
     events.emit(
         "site_replied",
-        round=number,
-        attempt=attempt,
+        round=place[0],
+        attempt=place[1],
         site=reply.site,
         status=status,
         reason=reason,
@@ -132,6 +153,11 @@ def _is_due(job: Job, number: int) -> bool:
 
 
 def _distance(a: Weights, b: Weights) -> float:
-    """The Euclidean distance of two models."""
-    differences = (np.ravel(a[name] - b[name]) for name in a)
-    return float(np.sqrt(sum(float(np.dot(d, d)) for d in differences)))
+    """The Euclidean distance of two models, block by block, without a third model in memory."""
+    squares = 0.0
+    for name in a:
+        ours, theirs = a[name].reshape(-1), b[name].reshape(-1)
+        for start in range(0, ours.size, BLOCK):
+            difference = ours[start : start + BLOCK] - theirs[start : start + BLOCK]
+            squares += float(np.dot(difference, difference))
+    return math.sqrt(squares)

@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ def to_record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
     return record
 
 
-def from_record(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     """Read-only arrays over the record's own memory.
 
     Raises:
@@ -152,7 +152,7 @@ def from_record(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
     return {name: _parse(name, array) for name, array in record.items()}
 
 
-def _parse(name: str, array: Array) -> NDArray[np.generic]:
+def _parse(name: str, array: Array) -> NDArray[Any]:
     data = memoryview(array.data)
     head = io.BytesIO(data[:4096])
     try:

@@ -186,10 +186,9 @@ class LocalGrid(Grid):
 
     def _dispatch(self) -> None:
         self._drop_expired()
-        # A worker gets no new work while as many replies as there are workers wait to be folded: so the memory for
-        # replies is bounded, however many sites there are.
+        # A worker gets no new work while replies pile up: so their memory is bounded, however many sites there are.
         for worker in self._workers:
-            if worker.task is None and self._queue and len(self._replies) <= len(self._workers):
+            if worker.task is None and self._queue and len(self._replies) < len(self._workers):
                 message = self._queue.popleft()
                 worker.give(message, self._nodes[message.metadata.dst_node_id], self._parcel(message.content))
 
