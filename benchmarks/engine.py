@@ -24,7 +24,7 @@ from statistics import median
 
 import psutil
 import yaml
-from workload import WORKLOADS, Workload, write_data
+from workload import FIRST_STEP, WORKLOADS, Workload, write_data
 
 HERE = Path(__file__).parent
 MEMORY_PERIOD = 0.5  # seconds; reading a process's pages costs milliseconds of the cores that are being measured
@@ -62,6 +62,9 @@ def measure(command: list[str], folder: Path, run_dir: Path | None) -> Measureme
         sys.exit(f"{' '.join(command)} ended with {status}:\n{(folder / 'errors.txt').read_text()[-3000:]}")
     if run_dir:
         told = told_by_events(run_dir, wall)
+    if (folder / FIRST_STEP).exists():
+        told.append(("first_step", (folder / FIRST_STEP).stat().st_mtime - wall))
+        (folder / FIRST_STEP).unlink()
     rounds = [at for event, at in told if event == "round"]
     first = next(at for event, at in told if event == "first_step")
     return Measurement(total, first, median(b - a for a, b in pairwise(rounds)), peak[0])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 SITES, SAMPLES, SIDE, SEED = 8, 200, 28, 7
+FIRST_STEP = "first_step"  # a file whose time tells the harness when the first step began
 
 
 @dataclass(frozen=True)
