@@ -227,11 +227,18 @@ def test_a_run_from_partition_to_report(here: Path):
     assert "run exists already and is never overwritten" in refused("simulate", "tiny.yaml", "--out", "run")
 
 
+def _listen_to_ctrl_c():
+    """Where the tests run in the background of a shell, their processes would be told to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.system
 def test_ctrl_c_says_how_to_go_on_and_going_on_works(here: Path):
     (here / "long.yaml").write_text(TINY.replace("rounds: 2", "rounds: 40").replace("steps: 2", "steps: 20"))
     command = [CONSILIUM, "simulate", "long.yaml", "--out", "run", "--compare", "none"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_listen_to_ctrl_c
+    )
     events = here / "run" / "events.jsonl"
     while running.poll() is None and not (events.exists() and '"round_finished"' in events.read_text()):
         time.sleep(0.1)

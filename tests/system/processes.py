@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -121,6 +122,8 @@ class Going:
             stdin=subprocess.DEVNULL,
             env=os.environ | environment,
             start_new_session=True,
+            # Where the tests run in the background of a shell, their processes would be told to ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_until(self, happened: Callable[[], bool], pause: float = 0.001) -> bool:
