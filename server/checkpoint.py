@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import safetensors
 from safetensors.numpy import load as parse_safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_safetensors
 
 from server.optimizers import Moments
 from shared_models.errors import BadInput, RunStopped
@@ -68,7 +67,7 @@ class CheckpointStore:
                 **{moment: fingerprint(arrays) for moment, arrays in state.moments.items()},
             },
         }
-        _write_tensors(self.folder / f"{name}.safetensors", tensors)
+        write_atomically(self.folder / f"{name}.safetensors", to_safetensors(tensors))
         write_atomically(self.folder / f"{name}.json", json.dumps(note, indent=1).encode())
         # The best of the round before, too: should this checkpoint be damaged, that one is gone back to.
         wanted = {state.round, state.round - 1, state.best_round, self._best_before}
@@ -144,7 +143,7 @@ class CheckpointStore:
 
 def save_weights(path: Path, weights: Weights, **notes: Any) -> None:
     """Writes a model as safetensors, with notes (job hash, round, fingerprint) in its header."""
-    _write_tensors(path, weights, {key: str(value) for key, value in notes.items()})
+    write_atomically(path, to_safetensors(weights, metadata={key: str(value) for key, value in notes.items()}))
 
 
 def load_weights(path: Path) -> Weights:
@@ -157,22 +156,6 @@ def load_weights(path: Path) -> Weights:
         return parse_safetensors(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"{path} cannot be read as a model (safetensors): {error}") from None
-
-
-def _write_tensors(path: Path, tensors: Weights, notes: dict[str, str] | None = None) -> None:
-    try:
-        with whole_file(path) as file:
-            save_file(tensors, file.name, metadata=notes)  # straight to the disk, not first into one large bytes object
-    except OSError as error:
-        raise disk_error(path, error) from error
-    except safetensors.SafetensorError as error:
-        raise disk_error(path, _cause(error)) from error
-
-
-def _cause(error: safetensors.SafetensorError) -> OSError:
-    """The system's error behind one that safetensors words its own way, such as `I/O error: ... (os error 28)`."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]) if number else errno.EIO, str(error))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
