@@ -23,7 +23,6 @@ class Result:
     """What the rounds leave behind."""
 
     best: Weights
-    best_round: int | None
     sites: dict[str, Site]
     others: dict[str, Site]
 
@@ -100,4 +99,4 @@ def _finish(
             round=number,
             fingerprint=fingerprint(weights),
         )
-    return Result(best, state.best_round, sites, others)
+    return Result(best, sites, others)

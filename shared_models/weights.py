@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,12 +76,6 @@ def _kind(tensor: torch.Tensor, owner: nn.Module, seen: set[int]) -> Kind:
 
 def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def schema_hash(entries: list[TensorInfo]) -> str:
-    """SHA-256 over name, kind, shape and dtype of every tensor: two sites with equal hashes hold the same model."""
-    text = json.dumps([[e.name, e.kind, list(e.shape), e.dtype] for e in entries])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def travelling(network: nn.Module) -> Weights:
