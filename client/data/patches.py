@@ -37,12 +37,6 @@ def random_patch(sample: dict[str, Any], crop: Sequence[int], generator: np.rand
     return {**sample, **cut}
 
 
-def centre(image: Tensor, crop: Sequence[int]) -> Tensor:
-    """The middle of an image (C, *spatial) cut to `crop` voxels per axis, padded with zeros where it is smaller."""
-    start = [max(size - want, 0) // 2 for size, want in zip(image.shape[1:], crop, strict=True)]
-    return _cut(image, start, crop)
-
-
 def _cut(values: Tensor, start: Sequence[int], crop: Sequence[int]) -> Tensor:
     window = tuple(slice(first, first + want) for first, want in zip(start, crop, strict=True))
     values = values[(slice(None), *window)]

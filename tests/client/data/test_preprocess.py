@@ -95,7 +95,7 @@ from pathlib import Path
 from tests.client.data.conftest import CHEST, make_job
 from client.data.manifest import Case
 from client.data.dataset import SiteData
-from client.data.patches import centre, random_patch
+from client.data.patches import random_patch
 from client.data.preprocess import prepare
 prepare(Case("a", "a", (r"{shared_data}/pneumoniamnist/pneumoniamnist.npz::train_images[0]",), "1", "train"),
         Path(), make_job(CHEST))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.data.augment import augmentation
-from client.data.patches import centre, random_patch
+from client.data.patches import random_patch
 from shared_models.job import Augmentation
 from tests.client.data.conftest import CHEST, HIPPOCAMPUS, make_job
 
@@ -86,7 +86,6 @@ def test_a_patch_has_the_size_of_the_crop_and_holds_what_fits(size: list[int], c
     inside = patch["image"] > 0
     assert int(inside.sum()) == int(np.prod([min(pair) for pair in zip(size, crop, strict=True)]))
     assert torch.equal(patch["label"][inside], (patch["image"][inside] % 3).to(torch.uint8))
-    assert centre(values, crop).shape == (1, *crop)
 
 
 def test_half_of_the_patches_look_at_a_rare_structure() -> None:
@@ -96,9 +95,3 @@ def test_half_of_the_patches_look_at_a_rare_structure() -> None:
     rng = np.random.default_rng(0)
     share = np.mean([int(random_patch(sample, [8, 8], rng)["label"].sum()) for _ in range(400)])
     assert 0.4 < share < 0.65
-
-
-def test_the_centre_of_an_image() -> None:
-    image = torch.arange(25.0).view(1, 5, 5)
-    assert centre(image, [1, 3]).tolist() == [[[11.0, 12.0, 13.0]]]
-    assert centre(image, [5, 7])[0, 0].tolist() == [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0]
