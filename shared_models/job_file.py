@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from shared_models import zoo
+from shared_models import yaml_file, zoo
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.job_sentences import Path as KeyPath
@@ -23,36 +21,18 @@ from shared_models.job_sentences import Refusal, nearest, refusals
 
 def load_job(path: Path) -> Job:
     """The job in a file. Raises BadInput: one line per mistake, each with file, line and key path."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot read this job file ({error.strerror or error})") from None
-    try:
-        return parse_job(raw.decode("utf-8-sig"), str(path))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise BadInput(
-            f"{path}:{line}: not UTF-8 text (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
-        ) from None
+    return parse_job(yaml_file.read_text(path, "job"), str(path))
 
 
 def parse_job(text: str, source: str) -> Job:
     """The job in a text; `source` names it in messages. Raises BadInput as `load_job` does."""
-    root, values = _read_yaml(text, source)
-    found = list(_duplicates(root)) or refusals(Job, values)
-    if not found:
-        job = Job.model_validate(values, strict=True)
-        found = check_meaning(job)
-        if not found:
-            return job
-    lines = [(_line(root, refusal.path), refusal) for refusal in found]
-    lines.sort(key=lambda pair: pair[0])
-    raise BadInput("\n".join(f"{source}:{line}: {_dotted(refusal)}" for line, refusal in lines))
+    example = "`consilium job init` writes an example"
+    return yaml_file.parse(text, source, Job, kind="job", example=example, meaning=check_meaning)
 
 
 def dump_job(job: Job) -> str:
     """The resolved job as YAML, every default written out; `parse_job` gives the same job back."""
-    return yaml.dump(job.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml_file.dump(job.model_dump(mode="json"))
 
 
 def check_meaning(job: Job) -> list[Refusal]:
@@ -131,85 +111,3 @@ def _refusal_of(error: BadInput) -> Refusal:
     """A sentence that may start with a key path, `model.name: ...`, taken apart."""
     match = re.match(r"([a-z_]+(?:\.\w+)*): (.*)", str(error), re.DOTALL)
     return Refusal(tuple(match[1].split(".")), match[2]) if match else Refusal(("model",), str(error))
-
-
-def _dotted(refusal: Refusal) -> str:
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in refusal.path).lstrip(".")
-    return f"{path}: {refusal.sentence}" if path else refusal.sentence
-
-
-# --- YAML: values, and the line that each came from ---
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which would let a small file grow without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write the value out", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes what `_Loader` would take for a number."""
-
-
-# YAML 1.1 reads `1e-3` as text, because it has no dot; everybody who writes it means the number.
-_SHORT_FLOAT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _SHORT_FLOAT, list("-+0123456789"))
-
-
-def _read_yaml(text: str, source: str) -> tuple[yaml.MappingNode, dict[Any, Any]]:
-    """The tree of nodes (they know their lines) and the values of a YAML mapping."""
-    try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
-        if root is None:
-            raise BadInput(f"{source}:1: empty; expected a job, `consilium job init` writes an example")
-        if not isinstance(root, yaml.MappingNode):
-            raise BadInput(f"{source}:{root.start_mark.line + 1}: expected keys with values (`name: ...`)")
-        return root, loader.construct_document(root)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{source}:{mark.line + 1}" if mark else source
-        tab = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
-        raise BadInput(f"{where}: not valid YAML: {error.problem or error.context}{tab}") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise BadInput(f"{source}:{line}: not valid YAML: character {error.character!r} is not allowed") from None
-    except ValueError as error:  # a value that looks like a date or a number, but is none
-        raise BadInput(f"{source}: not valid YAML: {error}; put such a value in quotes") from None
-    except RecursionError:
-        raise BadInput(f"{source}: nested too deeply to be a job") from None
-
-
-def _duplicates(node: yaml.Node, path: KeyPath = ()) -> Iterator[Refusal]:
-    """Keys that are given twice: YAML would silently take the last."""
-    if isinstance(node, yaml.MappingNode):
-        first: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in first:
-                yield Refusal((*path, name), f"given twice, in lines {first[name]} and {line}; keep one")
-            first.setdefault(name, line)
-            yield from _duplicates(value, (*path, name))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _duplicates(item, (*path, index))
-
-
-def _line(root: yaml.Node, path: KeyPath) -> int:
-    """The line of a key, or of the innermost section around it when the key is not there."""
-    node, line = root, root.start_mark.line + 1
-    for step in path:
-        if isinstance(node, yaml.MappingNode):
-            pairs = [(key, value) for key, value in node.value if str(key.value) == str(step)]
-            if not pairs:
-                break
-            line, node = pairs[-1][0].start_mark.line + 1, pairs[-1][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-    return line

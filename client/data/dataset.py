@@ -32,12 +32,14 @@ class SiteData:
         site: str,
         cache: CaseCache,
         *,
+        root: Path | None = None,
         report_folder: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Read the manifest and run preflight, or read its report again when nothing has changed.
 
         Args:
+            root: see `read_manifest`.
             report_folder: where ``preflight.json`` is kept; the manifest's folder unless said otherwise.
             progress: called with (done, total) while cases are checked.
 
@@ -47,7 +49,7 @@ class SiteData:
         self.folder = manifest.parent
         self._job = job
         self._cache = cache
-        cases = read_manifest(manifest, job, site)
+        cases = read_manifest(manifest, job, site, root=root)
         self.report = preflight(
             cases,
             self.folder,

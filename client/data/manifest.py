@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from client.config import inside
+from client.data.readers import file_of
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
@@ -40,8 +42,11 @@ class Case:
     """Every other column, such as scanner, sex or age."""
 
 
-def read_manifest(path: Path, job: Job, site: str = "") -> list[Case]:
+def read_manifest(path: Path, job: Job, site: str = "", *, root: Path | None = None) -> list[Case]:
     """Read the cases of a site; a manifest without a `split` column is split by patient for this `site`.
+
+    Args:
+        root: no image or mask may lie outside this folder, symbolic links followed; None lets them lie anywhere.
 
     Raises:
         BadInput: naming file, line and column, when the manifest is not what it should be.
@@ -49,6 +54,8 @@ def read_manifest(path: Path, job: Job, site: str = "") -> list[Case]:
     rows = _rows(path, job)
     cases = [_case(path, line, number, row, job) for number, (line, row) in enumerate(rows, start=1)]
     lines = [line for line, _ in rows]
+    if root is not None:
+        _refuse_outside(path, cases, lines, job, root)
     _refuse_duplicates(path, cases, lines)
     if _SPLIT in rows[0][1]:
         _refuse_torn_patients(path, cases, lines)
@@ -150,6 +157,21 @@ def _case(path: Path, line: int, number: int, row: dict[str, str], job: Job) -> 
         split=_SPLIT_NAMES[split],
         columns={name: cell for name, cell in row.items() if name not in named},
     )
+
+
+def _refuse_outside(path: Path, cases: list[Case], lines: list[int], job: Job, root: Path) -> None:
+    for case, line in zip(cases, lines, strict=True):
+        references = dict(zip(job.data.images, case.images, strict=True))
+        if job.task.kind == "segmentation":
+            references[job.data.label] = case.label
+        for column, reference in references.items():
+            try:
+                inside(root, file_of(reference, path.parent))
+            except BadInput as error:
+                raise BadInput(
+                    f"{path}, line {line}, column '{column}': {error}; "
+                    "images and masks have to lie in the folder that the site's `data_root` names."
+                ) from None
 
 
 def _refuse_duplicates(path: Path, cases: list[Case], lines: list[int]) -> None:
