@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
+from client.pictures import best_to_worst, draw_cases, mean_dice
 from client.training import infer_cases
-from server.checkpoint import load_weights
+from server.checkpoint import load_weights, write_atomically
 from server.events import EventLog
 from server.judgement import FEDERATED
 from shared_models.errors import BadInput
-from shared_models.tasks import task_of
+from shared_models.tasks import CaseRecord, task_of
 from shared_models.weights import load
 from shared_models.zoo import build
-from simulation.pictures import draw_cases, draw_partition
+from simulation.pictures import draw_partition
 from simulation.run_folder import RunFolder
-
-TITLES = {"Best": 0.0, "Median": 0.5, "Worst": 1.0}
 
 
 def draw_pictures(run: RunFolder, events: EventLog) -> None:
@@ -55,14 +53,13 @@ def _draw_cases(run: RunFolder, sites: Mapping[str, SiteData]) -> None:
     network, task = build(run.job), task_of(run.job)
     load(network, load_weights(run.path / "models" / "federated-best.safetensors"))
     samples = []
-    for title, place in TITLES.items():
-        score, site, case_id = ranked[round(place * (len(ranked) - 1))]
+    for title, (score, site, case_id) in best_to_worst(ranked).items():
         data = sites[site]
         case = next(case for case in data.cases("test") if case.id == case_id)
         for sample, probabilities in infer_cases(network, data, [case], run.job, task):
             heading = f"{title}: {case_id} at {site}, mean Dice {score:.2f}"
             samples.append({**sample, "probabilities": probabilities, "title": heading})
-    draw_cases(run.job, samples, run.path / "pictures" / "cases.png")
+    write_atomically(run.path / "pictures" / "cases.png", draw_cases(run.job, samples))
 
 
 def _scores(run: RunFolder, sites: Mapping[str, SiteData]) -> list[tuple[float, str, str]]:
@@ -70,9 +67,9 @@ def _scores(run: RunFolder, sites: Mapping[str, SiteData]) -> list[tuple[float, 
     rows = []
     for site in sites:
         path = run.path / "sites" / site / "evaluations" / f"{FEDERATED}.json"
-        records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-        for record in records:
-            dice = [value for value in record["values"]["dice"] if value is not None]
-            if dice:
-                rows.append((sum(dice) / len(dice), site, str(record["case"])))
+        for content in json.loads(path.read_text()) if path.exists() else []:
+            record = CaseRecord.from_json(content)
+            score = mean_dice(record)
+            if score is not None:
+                rows.append((score, site, record.case))
     return rows

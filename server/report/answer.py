@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared_models.page import fixed, interval_text, listed
+
 Row = dict[str, Any]
 
 HELPED, HARMED, UNCLEAR, UNDEFINED = "helped", "harmed", "no clear difference", "undefined"
@@ -20,28 +22,6 @@ def verdict(difference: Row | None, larger_is_better: bool) -> str:
     if not larger_is_better:
         low, high = -high, -low
     return HELPED if low > 0 else HARMED if high < 0 else UNCLEAR
-
-
-def write(number: float | None, digits: int, signed: bool = False) -> str:
-    """A number as text: fixed digits, a true minus sign, an en dash where there is none."""
-    if number is None:
-        return "\u2013"
-    text = f"{number:{'+' if signed else ''}.{digits}f}"
-    if float(text) == 0:
-        text = f"{0:.{digits}f}"
-    return text.replace("-", "\u2212")
-
-
-def interval_text(row: Row, digits: int, signed: bool = False) -> str:
-    """`95 % interval 0.812 to 0.871`, or what is missing."""
-    if row.get("low") is None or row.get("high") is None:
-        return "no interval"
-    return f"95 % interval {write(row['low'], digits, signed)} to {write(row['high'], digits, signed)}"
-
-
-def listed(names: list[str]) -> str:
-    """`A`, `A and B`, `A, B and C`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def verdicts(report: Row) -> dict[str, dict[str, dict[str, str]]]:
@@ -119,7 +99,7 @@ def _over_all(report: Row, metric: str, calls: dict[str, list[str]]) -> str:
     if not overall or overall.get("value") is None:
         return ""
     info, call = report["metrics"][metric], report["verdicts"]["federated-local"]["all"][metric]
-    change = write(overall["value"], info["digits"], signed=True)
+    change = fixed(overall["value"], info["digits"], signed=True)
     interval = interval_text(overall, info["digits"], signed=True)
     if call in (HELPED, HARMED) and not calls[call]:
         better = "better" if call == HELPED else "worse"
@@ -134,12 +114,12 @@ def _against_pooled(report: Row, metric: str) -> str | None:
     info = report["metrics"][metric]
     digits = info["digits"]
     call = report["verdicts"]["federated-pooled"]["all"][metric]
-    numbers = f"{write(overall['value'], digits, signed=True)}, {interval_text(overall, digits, signed=True)}"
+    numbers = f"{fixed(overall['value'], digits, signed=True)}, {interval_text(overall, digits, signed=True)}"
     if call == HELPED:
         return f"It does better than pooled training ({numbers})."
     if call == HARMED:
         return f"It falls short of pooled training ({numbers})."
-    return f"It is within {write(abs(overall['value']), digits)} of pooled training ({numbers}): no clear difference."
+    return f"It is within {fixed(abs(overall['value']), digits)} of pooled training ({numbers}): no clear difference."
 
 
 def _levels(report: Row, metric: str) -> list[str]:
@@ -149,13 +129,13 @@ def _levels(report: Row, metric: str) -> list[str]:
     sentences = []
     if overall.get("value") is not None:
         sentences.append(
-            f"The federated model reaches {label} {write(overall['value'], digits)} over all hospitals "
+            f"The federated model reaches {label} {fixed(overall['value'], digits)} over all hospitals "
             f"({interval_text(overall, digits)}, {_cases(overall)})."
         )
     worst = report["worst_hospital"].get("federated")
     if worst:
         sentences.append(
-            f"It does worst at {worst['hospital']}: {label} {write(worst['value'], digits)} "
+            f"It does worst at {worst['hospital']}: {label} {fixed(worst['value'], digits)} "
             f"({interval_text(worst, digits)}, {_cases(worst)})."
         )
     return sentences
@@ -176,7 +156,7 @@ def uncertain(report: Row) -> list[str]:
         if hospital != "all" and patients is not None and patients < FEW_PATIENTS:
             few.append(f"{hospital} ({patients})")
         elif hospital != "all" and row.get("low") is not None and row["high"] - row["low"] > WIDE_INTERVAL:
-            wide.append(f"{hospital} ({write(row['low'], digits)} to {write(row['high'], digits)})")
+            wide.append(f"{hospital} ({fixed(row['low'], digits)} to {fixed(row['high'], digits)})")
     sentences = []
     if few:
         sentences.append(f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}.")

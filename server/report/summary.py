@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from server.report.answer import answer, listed, uncertain, verdicts, worst_hospital
+from server.report.answer import answer, uncertain, verdicts, worst_hospital
 from server.report.participation import left_out, participation, sites
 from server.report.record import RunRecord
+from shared_models.page import digits, listed
 
 SCHEMA = "consilium-report/1"
 
@@ -100,15 +101,8 @@ def _metrics(evaluations: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys([*declared, *values]):
         info = {"label": name, "larger_is_better": True, "unit": "", "headline": True, **declared.get(name, {})}
         label = f"{info['label']} ({info['unit']})" if info["unit"] else info["label"]
-        metrics[name] = {**info, "label": label, "digits": _digits(info, values.get(name, []))}
+        metrics[name] = {**info, "label": label, "digits": digits(info, values.get(name, []))}
     return metrics
-
-
-def _digits(info: dict[str, Any], values: list[float]) -> int:
-    """None for counts such as missed organs, 3 for shares, else 2."""
-    if not info["headline"] and not info["larger_is_better"] and all(float(value).is_integer() for value in values):
-        return 0
-    return 3 if max(map(abs, values), default=0.0) <= 1.5 else 2
 
 
 def _headline(record: RunRecord, metrics: dict[str, Any]) -> str | None:

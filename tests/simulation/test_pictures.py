@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from real files: that every part is there, seen in the pixels."""
+"""The picture of a partition, drawn from real files: that every part is there, seen in the pixels."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 from client.data.manifest import read_manifest
 from client.data.preflight import PreflightReport, preflight
-from client.data.preprocess import prepare
+from client.pictures import CLASS_COLOURS, REFERENCE
 from shared_models.job import Job
-from simulation.pictures import CLASS_COLOURS, PREDICTION, REFERENCE, SPLIT_COLOURS, draw_cases, draw_partition
+from simulation.pictures import SPLIT_COLOURS, draw_partition
+from tests.pixels import share_of
 
 
 def job(task: dict[str, Any], spatial_dims: int) -> Job:
@@ -55,12 +54,6 @@ def classification_rows(folder: Path, name: str, labels: list[int]) -> list[tupl
     images = np.random.default_rng(len(labels)).integers(0, 255, (len(labels), 16, 16), dtype=np.uint8)
     np.savez(folder / f"{name}.npz", images=images)
     return [(f"{name}-{i}", f"{folder / name}.npz::images[{i}]", str(label)) for i, label in enumerate(labels)]
-
-
-def share_of(colour: str, picture: Path) -> float:
-    """Share of the pixels that have a colour, within what smoothing does to it."""
-    pixels = np.asarray(Image.open(picture).convert("RGB"), dtype=float)
-    return float((np.abs(pixels - 255 * np.array(to_rgb(colour))).max(axis=-1) < 12).mean())
 
 
 def test_the_partition_shows_every_hospital_with_its_classes(tmp_path: Path) -> None:
@@ -106,29 +99,3 @@ def test_the_partition_of_volumes_shows_sizes_and_masks(tmp_path: Path, shared_d
     draw_partition(the_job, manifests, reports, tmp_path / "partition.png")
     for colour in (*SPLIT_COLOURS.values(), REFERENCE):
         assert share_of(colour, tmp_path / "partition.png") > 0.0005
-
-
-@pytest.mark.parametrize("given", ["prediction", "probabilities"])
-def test_cases_show_reference_and_prediction(tmp_path: Path, shared_data: Path, given: str) -> None:
-    the_job = job(SEGMENTATION, 3)
-    data = shared_data / "hippocampus"
-    row = ("p", str(data / "imagesTr/hippocampus_001.nii.gz"), str(data / "labelsTr/hippocampus_001.nii.gz"))
-    manifests, _ = hospitals(tmp_path, the_job, {"only": [row]})
-    sample = prepare(read_manifest(manifests["only"], the_job)[0], tmp_path, the_job)
-    shifted = np.roll(sample["label"][0].numpy(), 4, axis=0)
-    answer = shifted if given == "prediction" else np.eye(3, dtype=np.float32)[shifted].transpose(3, 0, 1, 2)
-    samples = [{**sample, given: answer, "title": f"{rank}: $p_1$"} for rank in ("Best", "Median", "Worst")]
-    draw_cases(the_job, samples, tmp_path / "cases.png")
-    assert share_of(REFERENCE, tmp_path / "cases.png") > 0.0005
-    assert share_of(PREDICTION, tmp_path / "cases.png") > 0.0005
-
-
-def test_cases_of_two_dimensions_with_nothing_in_them_are_drawn_too(tmp_path: Path) -> None:
-    the_job = job(SEGMENTATION, 2)
-    image = np.random.default_rng(0).normal(size=(1, 20, 30)).astype(np.float32)
-    empty = np.zeros((1, 20, 30), dtype=np.uint8)
-    draw_cases(
-        the_job, [{"image": image, "label": empty, "prediction": empty[0], "title": "Only"}], tmp_path / "cases.png"
-    )
-    width, height = Image.open(tmp_path / "cases.png").size
-    assert height < width / 2
