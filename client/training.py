@@ -17,7 +17,7 @@ from client.data.augment import augmentation
 from client.data.dataset import SiteData
 from client.data.manifest import Case
 from client.data.patches import random_patch
-from shared_models.errors import BadInput
+from shared_models.faults import Fault
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
 from shared_models.tasks import CaseRecord, Task
@@ -102,7 +102,8 @@ def train_round(
         done += 1
     mean = float(total) / done
     if not math.isfinite(mean):
-        raise BadInput(f"the training loss in round {round_number} is {mean}; lower the learning rate")
+        text = f"the training loss in round {round_number} is {mean}; lower the learning rate"
+        raise Fault(text, "diverged", round=round_number)
     return Progress(len(cases), done, mean, time.monotonic() - began)
 
 

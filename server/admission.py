@@ -10,7 +10,24 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from shared_models.errors import BadInput
+from shared_models.faults import WORKER_DIED, read_fault
 from shared_models.weights import Weights, from_record, mismatch
+
+_LONGEST_SENTENCE = 2000  # characters
+
+# Flower's error codes. The reason that comes with one may hold an exception's text with a path or a name in it, so it
+# is not shown.
+_TRANSPORT = {
+    0: "Flower gave no reason",
+    1: "its app could not be started",
+    2: "its app failed: the site's log says why",
+    3: "the message was no longer there when the site asked for it",
+    4: "its reply was lost, or did not arrive whole",
+    5: "it is not connected, and did not answer in time",
+    6: "its app refused the message before it was read",
+    7: "Flower could not use the app bundle",
+    8: "its worker process died",
+}
 
 
 class Rejected(Exception):
@@ -35,13 +52,24 @@ class Update:
 
 
 def fault_of(reply: Message) -> str | None:
-    """The reason a reply carries no result: an error of the transport, or the site's own sentence; None if it does."""
+    """The reason a reply carries no result; None if it does.
+
+    The sentence is made here, from Flower's error code or from the fault code of a hospital; only a virtual hospital of
+    a simulation sends one of its own, which is shown without control characters.
+    """
     if reply.has_error():
-        return reply.error.reason or f"transport error {reply.error.code}"
+        if reply.error.reason == WORKER_DIED:
+            return WORKER_DIED
+        return _TRANSPORT.get(reply.error.code, "Flower gave an error of an unknown kind")
     fault = reply.content.get("fault")
-    if isinstance(fault, ConfigRecord):
-        return str(fault.get("sentence", "the site gave no reason"))
-    return None
+    if fault is None:
+        return None
+    if not isinstance(fault, ConfigRecord):
+        return "it gave no reason"
+    if set(fault) != {"sentence"}:
+        return read_fault(dict(fault))
+    text = str(fault["sentence"])[:_LONGEST_SENTENCE]
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def admit(reply: Message, expected: Mapping[str, tuple[int, ...]]) -> Update:

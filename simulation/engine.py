@@ -41,6 +41,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
 from shared_models.errors import BadInput
+from shared_models.faults import WORKER_DIED
 
 NodeConfig = dict[str, str]
 SERVER_NODE = 1
@@ -209,7 +210,7 @@ class LocalGrid(Grid):
         assert message is not None
         content = worker.take()
         if content is None:
-            reason = "the worker process died, perhaps for lack of memory; a new one was started"
+            reason = WORKER_DIED
             reply = Message(Error(code=1, reason=reason), reply_to=message)
             self._workers[self._workers.index(worker)] = worker.replacement()
         else:

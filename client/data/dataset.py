@@ -14,6 +14,7 @@ from client.data.preflight import preflight, refuse_unusable
 from client.data.preprocess import case_keys, prepare, sample_of, sample_tensors
 from client.data.shelf import pack, shelf_key, unpack
 from shared_models.errors import BadInput
+from shared_models.faults import Fault
 from shared_models.job import Job
 
 
@@ -49,7 +50,10 @@ class SiteData:
         self.folder = manifest.parent
         self._job = job
         self._cache = cache
-        cases = read_manifest(manifest, job, site, root=root)
+        try:
+            cases = read_manifest(manifest, job, site, root=root)
+        except BadInput as error:
+            raise Fault(str(error), "manifest") from error
         self.report = preflight(
             cases,
             self.folder,
@@ -101,5 +105,6 @@ class SiteData:
     def _prepared(self, case: Case) -> dict[str, Tensor]:
         """Prepare a case anew, unless its files are no longer those that its key stands for."""
         if changed := self.report.changed_file(case, self.folder, self._job):
-            raise BadInput(f"{changed} has changed since it was checked: start again, so that it is checked anew.")
+            text = f"{changed} has changed since it was checked: start again, so that it is checked anew."
+            raise Fault(text, "changed")
         return sample_tensors(prepare(case, self.folder, self._job))

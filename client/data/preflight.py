@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ import numpy as np
 from client.data.cache import CaseCache
 from client.data.manifest import SPLITS, Case
 from client.data.preprocess import Decoded, case_keys, decode, finish, preparation, references, sample_tensors
-from client.data.readers import FileStamp, file_of, stamp
+from client.data.readers import FileStamp, Unfit, file_of, stamp
 from client.data.shelf import ShelfFiller
 from shared_models.errors import BadInput
+from shared_models.faults import Fault
 from shared_models.files import whole_file
 from shared_models.job import Job
 
@@ -44,6 +45,8 @@ class PreflightReport:
     checked: int = 0
     quarantined: dict[str, str] = field(default_factory=dict)
     """Why, by case id."""
+    categories: dict[str, str] = field(default_factory=dict)
+    """The key of QUARANTINE by case id: what may leave the site of the reason above."""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     """split: {"cases": n, "patients": n}."""
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -130,6 +133,7 @@ def preflight(
             sample = finish(decoded, case, job)
         except BadInput as error:
             report.quarantined[case.id] = str(error)
+            report.categories[case.id] = error.category if isinstance(error, Unfit) else "other"
         else:
             usable.append(case)
             findings.add(case, decoded, job)
@@ -149,18 +153,30 @@ def refuse_unusable(report: PreflightReport, job: Job) -> None:
     """Stop a site that has more bad cases than the job tolerates, or nothing to train on.
 
     Raises:
-        BadInput: with the number of bad cases and the first reason.
+        Fault: with the number of bad cases, the first reason, and what of it may leave the site.
     """
     bad, limit = len(report.quarantined), job.data.max_quarantined
     first = next((f" The first, {case}: {reason}" for case, reason in report.quarantined.items()), "")
     site = f"Site {report.site}" if report.site else "The site"
     if report.splits["train"]["cases"] == 0:
-        raise BadInput(f"{site} has no usable training case: {bad} of {report.checked} cases are unfit.{first}")
+        text = f"{site} has no usable training case: {bad} of {report.checked} cases are unfit.{first}"
+        code, cases = _main_reason(report)
+        raise Fault(text, code, cases=cases, checked=report.checked)
     if limit is not None and bad > limit:
-        raise BadInput(
+        text = (
             f"{site} has {bad} unfit of {report.checked} cases, where data.max_quarantined of the job "
             f"tolerates {limit}.{first}"
         )
+        raise Fault(text, "unreadable_cases", cases=bad, checked=report.checked, tolerated=limit)
+
+
+def _main_reason(report: PreflightReport) -> tuple[str, int]:
+    """The fault of a site without a usable case, and its cases: a mismatch with the job if that is what most have."""
+    mismatches = {"channels": "channels", "label_values": "labels", "shape": "shape"}
+    for category, cases in Counter(report.categories.values()).most_common(1):
+        if category in mismatches:
+            return mismatches[category], cases
+    return "too_few_cases", len(report.quarantined)
 
 
 def print_report(report: PreflightReport, console: Console) -> None:
@@ -250,7 +266,7 @@ def _describe(report: PreflightReport, usable: Sequence[Case], findings: _Findin
     report.duplicates = _duplicates(usable, findings.pixels)
     if job.task.kind == "segmentation":
         report.empty_masks = [case.id for case, found in zip(usable, findings.classes, strict=True) if not found - {0}]
-    report.warnings = _warnings(report, job)
+    report.warnings = warnings_of(report.splits, report.classes, len(report.duplicates), job)
 
 
 def _range(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
@@ -270,17 +286,20 @@ def _duplicates(usable: Sequence[Case], pixels: Sequence[bytes]) -> list[tuple[s
     return pairs
 
 
-def _warnings(report: PreflightReport, job: Job) -> list[str]:
+def warnings_of(
+    splits: Mapping[str, Mapping[str, int]], classes: Mapping[str, Mapping[str, int]], duplicates: int, job: Job
+) -> list[str]:
+    """What a reader of a report must know, in sentences made from its counts and the job's class names alone."""
     warnings = []
-    in_training = [name for name, count in report.classes["train"].items() if count]
+    in_training = [name for name, count in classes["train"].items() if count]
     if job.task.kind == "segmentation":
         in_training = [name for name in in_training if name != job.task.classes[0]]
-        if not in_training and report.splits["train"]["cases"]:
+        if not in_training and splits["train"]["cases"]:
             warnings.append("No training case has any foreground.")
     elif len(in_training) == 1 and len(job.task.classes) > 1:
         warnings.append(f"Every training case is of one class: {in_training[0]}.")
-    if report.duplicates:
-        warnings.append(f"{len(report.duplicates)} image(s) appear in more than one split.")
+    if duplicates:
+        warnings.append(f"{duplicates} image(s) appear in more than one split.")
     return warnings
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from client.data.manifest import Case
-from client.data.readers import FileStamp, Volume, file_of, read, row_of, shown
-from shared_models.errors import BadInput
+from client.data.readers import FileStamp, Unfit, Volume, file_of, read, row_of, shown
 from shared_models.job import Job
 
 AFFINE_TOLERANCE = 1e-3
@@ -48,7 +47,7 @@ def prepare(case: Case, folder: Path, job: Job) -> dict[str, Any]:
         knows none); id; patient.
 
     Raises:
-        BadInput: one sentence naming the file, for whatever is wrong with the case.
+        Unfit: one sentence naming the file, for whatever is wrong with the case.
     """
     return finish(decode(case, folder, job), case, job)
 
@@ -57,23 +56,27 @@ def decode(case: Case, folder: Path, job: Job) -> Decoded:
     """Read the files of a case and refuse what cannot be trained on.
 
     Raises:
-        BadInput: a file is missing or broken; shapes, affines or channels disagree; the image holds NaN or is
+        Unfit: a file is missing or broken; shapes, affines or channels disagree; the image holds NaN or is
             constant; the mask or class is not in job.task.classes.
     """
     data = job.data
     per_image, odd = divmod(data.channels, len(data.images))
     if odd:
-        raise BadInput(f"data.channels is {data.channels}, which {len(data.images)} image columns cannot share evenly.")
+        raise Unfit(
+            "channels", f"data.channels is {data.channels}, which {len(data.images)} image columns cannot share evenly."
+        )
     for column, reference in [*zip(data.images, case.images, strict=True), *_mask_column(case, job)]:
         if not reference:
             what = "mask" if column == data.label else "image"
-            raise BadInput(f"The column '{column}' is empty: there is no {what}.")
+            raise Unfit("file_missing", f"The column '{column}' is empty: there is no {what}.")
     volumes = [read(reference, folder, data.spatial_dims, per_image) for reference in case.images]
     volumes = [replace(volume, values=volume.values.astype(np.float32, copy=False)) for volume in volumes]
     for volume, reference in zip(volumes, case.images, strict=True):
         name = shown(reference, folder)
         if len(volume.values) != per_image:
-            raise BadInput(f"{name} has {_count(len(volume.values), 'channel')}, where the job expects {per_image}.")
+            raise Unfit(
+                "channels", f"{name} has {_count(len(volume.values), 'channel')}, where the job expects {per_image}."
+            )
         _check_same_grid(volumes[0], volume, shown(case.images[0], folder), name)
         _check_intensities(volume.values, name)
     image = np.concatenate([volume.values for volume in volumes])
@@ -85,9 +88,10 @@ def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
     image, label, affine = decoded.image, decoded.label, decoded.affine
     name = Path(case.images[0]).name
     if job.data.spacing is not None and affine is None:
-        raise BadInput(
+        raise Unfit(
+            "position",
             f"{name} does not know its voxel size, so it cannot be resampled to "
-            f"{job.data.spacing} mm: leave out data.spacing."
+            f"{job.data.spacing} mm: leave out data.spacing.",
         )
     if affine is not None:
         try:
@@ -95,9 +99,10 @@ def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
                 label, _ = _to_grid(label, affine, job, "nearest")
             image, affine = _to_grid(image, affine, job, "bilinear")
         except (ValueError, RuntimeError) as error:
-            raise BadInput(
+            raise Unfit(
+                "position",
                 f"{name} cannot be brought to RAS orientation and spacing {job.data.spacing}: its affine is "
-                f"{affine.round(3).tolist()}."
+                f"{affine.round(3).tolist()}.",
             ) from error
     return {
         "image": torch.from_numpy(_normalised(image, job.data.normalisation)),
@@ -152,28 +157,30 @@ def _count(number: int, noun: str) -> str:
 def _check_same_grid(first: Volume, other: Volume, first_name: str, other_name: str) -> None:
     if first.values.shape[1:] != other.values.shape[1:]:
         shapes = [" x ".join(map(str, volume.values.shape[1:])) for volume in (other, first)]
-        raise BadInput(f"{other_name} has the shape {shapes[0]}, but {first_name} has {shapes[1]}.")
+        raise Unfit("position", f"{other_name} has the shape {shapes[0]}, but {first_name} has {shapes[1]}.")
     if first.affine is None or other.affine is None:
         return
     difference = float(np.abs(first.affine - other.affine).max())
     if not difference <= AFFINE_TOLERANCE:
-        raise BadInput(
+        raise Unfit(
+            "position",
             f"{other_name} lies elsewhere in space than {first_name}: their affines differ by "
-            f"{difference:.4g} (up to {AFFINE_TOLERANCE} is tolerated)."
+            f"{difference:.4g} (up to {AFFINE_TOLERANCE} is tolerated).",
         )
 
 
 def _check_intensities(values: np.ndarray, name: str) -> None:
     if values.size == 0:
-        raise BadInput(f"{name} is empty: its shape is {' x '.join(map(str, values.shape[1:]))}.")
+        raise Unfit("constant", f"{name} is empty: its shape is {' x '.join(map(str, values.shape[1:]))}.")
     low, high = values.min(), values.max()  # NaN and infinity show in them: no array of flags is needed
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(values.size - np.isfinite(values).sum())
-        raise BadInput(
-            f"{name} holds {_count(bad, 'value')} that {'is' if bad == 1 else 'are'} not finite (NaN or infinite)."
+        raise Unfit(
+            "not_finite",
+            f"{name} holds {_count(bad, 'value')} that {'is' if bad == 1 else 'are'} not finite (NaN or infinite).",
         )
     if low == high:
-        raise BadInput(f"{name} is constant: every value is {low:g}.")
+        raise Unfit("constant", f"{name} is constant: every value is {low:g}.")
 
 
 def _label(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
@@ -189,13 +196,15 @@ def _label(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
 def _class_index(text: str, classes: list[str], job: Job) -> int:
     """A class by its name, else by its index."""
     if not text:
-        raise BadInput(f"The column '{job.data.label}' is empty: there is no class.")
+        raise Unfit("label_missing", f"The column '{job.data.label}' is empty: there is no class.")
     if text in classes:
         return classes.index(text)
     if text.isdecimal() and int(text) < len(classes):
         return int(text)
-    raise BadInput(
-        f"The label '{text}' is not one of the classes {', '.join(classes)}, nor an index from 0 to {len(classes) - 1}."
+    raise Unfit(
+        "label_values",
+        f"The label '{text}' is not one of the classes {', '.join(classes)}, "
+        f"nor an index from 0 to {len(classes) - 1}.",
     )
 
 
@@ -203,7 +212,9 @@ def _mask(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
     name = shown(case.label, folder)
     mask = read(case.label, folder, job.data.spatial_dims, channels=None)
     if len(mask.values) != 1:
-        raise BadInput(f"The mask {name} has {len(mask.values)} channels; expected one with the label as value.")
+        raise Unfit(
+            "channels", f"The mask {name} has {len(mask.values)} channels; expected one with the label as value."
+        )
     _check_same_grid(image, mask, shown(case.images[0], folder), name)
     classes = len(job.task.classes)
     found = np.unique(mask.values)
@@ -211,12 +222,15 @@ def _mask(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
     if classes == 2 and found[-1] == 255 and set(found.tolist()) <= {0, 255}:
         values, found = values == 255, np.array([0, 1])  # a black and white picture
     if not (np.isfinite(found).all() and (found == np.floor(found)).all()):
-        raise BadInput(f"The mask {name} holds values that are no whole numbers, such as {_first_odd(found):g}.")
+        raise Unfit(
+            "label_values", f"The mask {name} holds values that are no whole numbers, such as {_first_odd(found):g}."
+        )
     if found[0] < 0 or found[-1] >= classes:
         outside = [f"{value:g}" for value in found if not 0 <= value < classes]
-        raise BadInput(
+        raise Unfit(
+            "label_values",
             f"The mask {name} holds the label {', '.join(outside[:5])}{' ...' if outside[5:] else ''}; "
-            f"expected 0 to {classes - 1} ({', '.join(job.task.classes)})."
+            f"expected 0 to {classes - 1} ({', '.join(job.task.classes)}).",
         )
     return values.astype(np.uint8 if classes <= 256 else np.int64)
 

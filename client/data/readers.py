@@ -14,10 +14,20 @@ from typing import Any
 import numpy as np
 
 from shared_models.errors import BadInput
+from shared_models.faults import QUARANTINE
 
 _NPZ_ROW = re.compile(r"(?P<file>.+\.npz)::(?P<array>[^\[\]]+)\[(?P<row>\d+)\]")
 _PICTURES = (".png", ".jpg", ".jpeg")
 _NIFTI = (".nii", ".nii.gz")
+
+
+class Unfit(BadInput):
+    """What is wrong with a case; `category`, a key of QUARANTINE, may leave the site, the sentence stays."""
+
+    def __init__(self, category: str, sentence: str) -> None:
+        assert category in QUARANTINE
+        super().__init__(sentence)
+        self.category = category
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,12 @@ def read(reference: str, folder: Path, spatial_dims: int, channels: int | None) 
         channels: of a picture: 1 reads it grey, 3 in colour; None takes it for a mask with labels as pixel values.
 
     Raises:
-        BadInput: one sentence with the file.
+        Unfit: one sentence with the file.
     """
     name = shown(reference, folder)
     file = file_of(reference, folder)
     if not os.path.isfile(file):  # unlike Path.is_file, it answers no, too, where the folder may not be looked into
-        raise BadInput(f"The file {name} does not exist.")
+        raise Unfit("file_missing", f"The file {name} does not exist.")
     if match := _NPZ_ROW.fullmatch(reference):
         volume = _read_npz_row(file, match["array"], int(match["row"]), name, spatial_dims)
     elif file.name.lower().endswith(_NIFTI):
@@ -93,17 +103,21 @@ def read(reference: str, folder: Path, spatial_dims: int, channels: int | None) 
     elif file.name.lower().endswith(_PICTURES):
         volume = _read_picture(file, name, channels)
     else:
-        raise BadInput(
+        raise Unfit(
+            "file_unreadable",
             f"The file {name} is of no known kind: expected {', '.join(_NIFTI + _PICTURES)}, "
-            "or a row of an npz file such as images.npz::images[17]."
+            "or a row of an npz file such as images.npz::images[17].",
         )
     if volume.values.dtype.kind not in "buif":
-        raise BadInput(f"{name} holds values of type {volume.values.dtype}, where real numbers are expected.")
+        raise Unfit(
+            "file_unreadable", f"{name} holds values of type {volume.values.dtype}, where real numbers are expected."
+        )
     if volume.values.ndim != spatial_dims + 1:
         found = " x ".join(map(str, volume.values.shape[1:]))
-        raise BadInput(
+        raise Unfit(
+            "shape",
             f"{name} has {volume.values.ndim - 1} spatial dimensions ({found}), "
-            f"where data.spatial_dims of the job says {spatial_dims}."
+            f"where data.spatial_dims of the job says {spatial_dims}.",
         )
     return volume
 
@@ -115,14 +129,14 @@ def _read_nifti(file: Path, name: str, spatial_dims: int) -> Volume:
     try:
         values, meta = reader.get_data(reader.read(file))
     except Exception as error:  # nibabel, zlib and gzip raise a dozen kinds for a broken file
-        raise BadInput(f"{name} cannot be read as NIfTI ({_reason(error, file)}).") from error
+        raise Unfit("file_unreadable", f"{name} cannot be read as NIfTI ({_reason(error, file)}).") from error
     has_channels = meta["original_channel_dim"] == -1
     values = np.moveaxis(values, -1, 0) if has_channels else values[None]
     if spatial_dims == 2 and values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
     affine = np.asarray(meta["affine"], dtype=np.float64)
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise BadInput(f"{name} does not say where its voxels lie: its affine is {affine.round(3).tolist()}.")
+        raise Unfit("position", f"{name} does not say where its voxels lie: its affine is {affine.round(3).tolist()}.")
     return Volume(values, affine)
 
 
@@ -139,11 +153,15 @@ def _read_picture(file: Path, name: str, channels: int | None) -> Volume:
             else:
                 values = np.asarray(picture.convert("L"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error ... for a broken file
-        raise BadInput(f"{name} cannot be read as a picture ({_reason(error, file)}).") from error
+        raise Unfit("file_unreadable", f"{name} cannot be read as a picture ({_reason(error, file)}).") from error
     if channels not in (None, 1, 3):
-        raise BadInput(f"{name} is a picture, which gives 1 (grey) or 3 (colour) channels, where {channels} are asked.")
+        raise Unfit(
+            "channels", f"{name} is a picture, which gives 1 (grey) or 3 (colour) channels, where {channels} are asked."
+        )
     if channels is None and values.ndim != 2:
-        raise BadInput(f"The mask {name} is a colour picture; expected one channel with the label as pixel value.")
+        raise Unfit(
+            "channels", f"The mask {name} is a colour picture; expected one channel with the label as pixel value."
+        )
     return Volume(values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0), None)
 
 
@@ -151,9 +169,9 @@ def _read_npz_row(file: Path, array_name: str, row: int, name: str, spatial_dims
     status = file.stat()
     array = _npz_array(file, array_name, status.st_size, status.st_mtime_ns)
     if isinstance(array, str):
-        raise BadInput(f"{name} cannot be read ({array}).")
+        raise Unfit("file_unreadable", f"{name} cannot be read ({array}).")
     if array.ndim == 0 or row >= len(array):
-        raise BadInput(f"{name} does not exist: the array has {len(array) if array.ndim else 'no'} rows.")
+        raise Unfit("file_missing", f"{name} does not exist: the array has {len(array) if array.ndim else 'no'} rows.")
     values = np.asarray(array[row])
     has_channels = values.ndim == spatial_dims + 1
     return Volume(np.moveaxis(values, -1, 0) if has_channels else values[None], None)

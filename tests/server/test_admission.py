@@ -5,7 +5,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.admission import Rejected, SiteFault, admit
+from server.admission import Rejected, SiteFault, admit, fault_of
+from shared_models.faults import WORKER_DIED, fields, sentence
 from shared_models.weights import to_record
 
 SHAPES = {"a": (2, 2), "b": ()}
@@ -75,8 +76,38 @@ def test_a_site_may_say_why_it_has_no_update():
     fault = Message(RecordDict({"fault": ConfigRecord({"sentence": "the policy forbids it"})}), reply_to=question())
     with pytest.raises(SiteFault, match="the policy forbids it"):
         admit(fault, SHAPES)
-    with pytest.raises(SiteFault, match="worker died"):
-        admit(Message(Error(1, "worker died"), reply_to=question()), SHAPES)
+    with pytest.raises(SiteFault, match=WORKER_DIED):
+        admit(Message(Error(1, WORKER_DIED), reply_to=question()), SHAPES)
+
+
+def test_a_fault_code_of_a_hospital_becomes_our_own_sentence():
+    fault = ConfigRecord({**fields("diverged", {"round": 3})})
+    assert fault_of(Message(RecordDict({"fault": fault}), reply_to=question())) == sentence("diverged", round=3)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ConfigRecord({"code": "diverged", "parameters": '{"round":"Jane Doe"}'}),
+        ConfigRecord({"code": "Jane Doe", "parameters": "{}"}),
+        ConfigRecord({**fields("disk", {}), "sentence": "Jane Doe"}),
+        MetricRecord({"Jane Doe": 1}),
+    ],
+)
+def test_a_fault_outside_the_vocabulary_is_a_fault_but_its_text_is_not_shown(record):
+    said = fault_of(Message(RecordDict({"fault": record}), reply_to=question()))
+    assert said and "Jane" not in said
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6, 7, 8, 99])
+def test_the_reason_of_a_transport_error_is_not_shown(code):
+    said = fault_of(Message(Error(code, "FileNotFoundError: /data/patients/Jane Doe 1956.nii"), reply_to=question()))
+    assert said and "Jane" not in said and "/data" not in said
+
+
+def test_a_sentence_of_a_simulation_cannot_move_the_cursor():
+    fault = ConfigRecord({"sentence": "no room\x1b[2J\nHospital B: all is well"})
+    assert fault_of(Message(RecordDict({"fault": fault}), reply_to=question())) == "no room [2J Hospital B: all is well"
 
 
 def test_a_reply_without_the_records_is_rejected():
