@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared_models.errors import BadInput
+from shared_models.job import Job
+from shared_models.seeds import derive_seed
 
 DEFAULT_CACHE_BYTES = 20 * 2**30
 
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital, as configured by whoever runs it."""
+    """One hospital, as configured by whoever runs it.
+
+    Attributes:
+        data_root: no image outside this folder is opened; None for anywhere.
+        secret: in the seed of bootstrap draws, so that a coordinator cannot repeat them and solve the sums for single
+            patients; empty in a simulation, where whoever runs it has all patients anyway.
+    """
 
     name: str
     manifest: Path
@@ -21,6 +29,8 @@ class Site:
     cache: Path
     device: str = "cpu"
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    data_root: Path | None = None
+    secret: str = ""
 
     @classmethod
     def from_node_config(cls, config: Mapping[str, object]) -> Site:
@@ -39,3 +49,9 @@ class Site:
             cache=Path(str(config["cache"])),
             device=str(config.get("device", "cpu")),
         )
+
+
+def bootstrap_seed(site: Site, job: Job, split: str) -> int:
+    """The seed of a site's bootstrap draws of a split: the same for every model, so that differences are paired."""
+    own = (site.secret,) if site.secret else ()
+    return derive_seed(job.seed, "bootstrap", site.name, split, *own)

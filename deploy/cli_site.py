@@ -1,20 +1,36 @@
-"""`consilium site`: what a hospital does with its own data."""
+"""`consilium site`: what a hospital does."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="A hospital's own data.")
+from deploy import cli_enrol, cli_jobs, cli_ledger
+from deploy.cli_enrol import PassphraseFile
+from deploy.passphrase import ask_passphrase
+from shared_models.errors import BadInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""A hospital: join a federation, decide what it may do here, prove what left.
+
+    consilium site init --name north           make a key here, and a request
+    consilium site join kit.json ...           with what the coordinator sent back
+    consilium site doctor                      is everything as it should be?
+    consilium site start                       run the daemon
+    consilium site jobs                        what is asked of us?
+    consilium site ledger show                 what left
+    """,
+)
+for _name, _function in [*cli_enrol.SITE_COMMANDS.items(), *cli_jobs.COMMANDS.items()]:
+    app.command(_name)(_function)
+app.add_typer(cli_ledger.app, name="ledger")
 
 QUARANTINED = 1
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `check` a subcommand: typer would fold a group of one into the group itself."""
+UNHEALTHY = 3
 
 
 @app.command()
@@ -54,3 +70,96 @@ def check(
     refuse_unusable(report, loaded)
     if report.quarantined:
         raise typer.Exit(QUARANTINED)
+
+
+Config = Annotated[Path, typer.Option(metavar="site.yaml", help="The site's configuration.")]
+SITE_YAML = Path("site/site.yaml")
+
+
+@app.command()
+def start(config: Config = SITE_YAML, passphrase_file: PassphraseFile = None) -> None:
+    """Run the hospital's daemon until Ctrl-C or SIGTERM.
+
+    It dials out to the coordinator and listens on loopback only. It runs the
+    code that is installed here, and never what a coordinator sends; what it
+    may do is the policy in site.yaml, what left is in the ledger.
+
+    consilium site start
+    consilium site start --config /etc/consilium/site.yaml
+
+    Exit codes
+      0  ended by Ctrl-C or SIGTERM
+      2  bad input: site.yaml, the kit, the key or its passphrase
+    """
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    from client.config import load_site_config
+    from client.daemon import SiteDaemon
+    from shared_models.enrolment import read_kit
+    from shared_models.keys import load_private
+
+    loaded = load_site_config(config)
+    kit = read_kit(loaded.kit)
+    passphrase = ask_passphrase(loaded.key, passphrase_file)
+    key = load_private(loaded.key, passphrase)
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise BadInput(f"{loaded.key} is no site's key; `consilium site init` makes one")
+    daemon = SiteDaemon(config, loaded, kit, key, passphrase)
+    typer.echo(f"Site {kit.site} of {kit.federation}, dialling {kit.address}.")
+    daemon.run()
+
+
+@app.command()
+def status(config: Config = SITE_YAML) -> None:
+    """Say how the daemon is.
+
+    The same is at http://127.0.0.1:PORT/health for a monitor, with status 200
+    when all is well and 503 when it is not.
+
+    consilium site status
+
+    Exit codes
+      0  all is well
+      3  not running, or something is wrong
+    """
+    import json
+    import urllib.error
+    import urllib.request
+
+    from client.config import load_site_config
+
+    loaded = load_site_config(config)
+    address = f"http://127.0.0.1:{loaded.health_port}/health"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
+    try:
+        with opener.open(address, timeout=5) as answer:
+            health = json.load(answer)
+    except urllib.error.HTTPError as unhealthy:
+        health = json.load(unhealthy)
+    except OSError:
+        typer.echo(f"Site {loaded.site}: no daemon answers at {address}; `consilium site start` starts it.")
+        raise typer.Exit(UNHEALTHY) from None
+    for line in _health_lines(health):
+        typer.echo(line)
+    if not health["healthy"]:
+        raise typer.Exit(UNHEALTHY)
+
+
+def _health_lines(health: dict[str, Any]) -> list[str]:
+    def clock(when: float) -> str:
+        return f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M:%S}"
+
+    verdict = "all is well" if health["healthy"] else "something is wrong"
+    lines = [
+        f"Site {health['site']} of {health['federation']}: {verdict}; the daemon runs since {clock(health['since'])}."
+    ]
+    reached = health["coordinator_reached"]
+    when = f"reached last at {clock(reached)}" if reached else "not reached yet"
+    lines.append(f"coordinator  {health['coordinator']}, {when}")
+    for name in ("supernode", "worker"):
+        child = health[name]
+        state = f"running, process {child['pid']}" if child["alive"] else "not running; it is started again soon"
+        again = f", started again {child['restarts']} times" if child["restarts"] > 0 else ""
+        doing = f"; {child['doing']} since {clock(child['since'])}" if child["alive"] and "doing" in child else ""
+        lines.append(f"{name:<12} {state}{again}{doing}")
+    return lines

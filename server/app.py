@@ -11,7 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.checkpoint import CheckpointStore, RunState, save_weights
 from server.events import EventLog
-from server.participation import Site, introduce
+from server.introduction import Introduction
+from server.participation import Site
 from server.rounds import run_rounds
 from shared_models.job import Job
 from shared_models.weights import Weights, fingerprint, schema, travelling
@@ -33,12 +34,14 @@ def make_server_app(
     events: EventLog,
     after: Callable[[Grid, Result], None],
     not_federated: Collection[str] = (),
+    wait_seconds: float | None = None,
 ) -> ServerApp:
     """The one ServerApp, for every engine.
 
     Args:
         after: called with the grid and the result once the rounds are done.
         not_federated: names of nodes that take no part in rounds, such as the pooled baseline of a simulation.
+        wait_seconds: how long real hospitals are waited for, before the rounds and between them; None for nobody.
     """
     app = ServerApp()
 
@@ -58,10 +61,11 @@ def make_server_app(
             resumed_from=state.round or None,
         )
         del initial
-        ready = introduce(grid, job, events)
-        sites = {name: site for name, site in ready.items() if name not in not_federated}
-        others = {name: site for name, site in ready.items() if name in not_federated}
-        state = run_rounds(grid, sites, job, tensors, state, store, events)
+        introduction = Introduction(grid, job, events, wait_seconds)
+        introduction.begin()
+        others = {name: introduction.ready.pop(name) for name in not_federated if name in introduction.ready}
+        sites = introduction.ready
+        state = run_rounds(grid, sites, job, tensors, state, store, events, introduction.gather)
         result = _finish(state, store, run_dir, job, sites, others)
         del state
         after(grid, result)

@@ -8,19 +8,19 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from server.admission import fault_of
 from server.checkpoint import RunState
 from server.events import EventLog
-from server.participation import Site, ask, instruction
+from server.participation import Reply, Site, ask, instruction
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.tasks import Sums, Task, task_of
 from shared_models.tasks.bootstrap import difference, interval, pooled
-from shared_models.weights import Weights, from_record, to_record
+from shared_models.weights import Weights, from_record, mismatch, to_record
 
 FEDERATED, POOLED, LOCAL = "federated", "pooled", "local:"
 
@@ -62,29 +62,35 @@ def collect(
         }
     )
     requests = {name: (site.node, content) for name, site in sites.items() if site.cases.get(split, 0) > 0}
+    shapes = {name: array.shape for name, array in task_of(job).sums([], np.zeros((replicates + 1, 0))).items()}
     sums: dict[str, Sums] = {}
     for reply in ask(grid, requests, MessageType.EVALUATE, job.federation.deadline_seconds):
         try:
-            sums[reply.site] = _sums(reply.message, replicates)
+            sums[reply.site] = _sums(reply, shapes)
         except BadInput as error:
             sentence = f"{reply.site} gave no {split} result for model '{model}': {error}"
             events.emit("warning", text=sentence, left_out=True)
     return {name: sums[name] for name in sorted(sums)}
 
 
-def _sums(reply: Message | None, replicates: int) -> Sums:
-    if reply is None:
-        raise BadInput("no reply before the deadline")
-    fault = fault_of(reply)
+def _sums(reply: Reply, shapes: Mapping[str, tuple[int, ...]]) -> Sums:
+    message = reply.message
+    if message is None:
+        raise BadInput(reply.why)
+    fault = fault_of(message)
     if fault:
         raise BadInput(fault)
-    record = reply.content.get("sums")
+    record = message.content.get("sums")
     if not isinstance(record, ArrayRecord):
         raise BadInput("the reply has no record 'sums'")
     sums: Sums = {}
-    for name, array in from_record(record).items():
-        if array.dtype != np.float64 or array.shape[:1] != (replicates + 1,) or not np.isfinite(array).all():
-            raise BadInput(f"its sum '{name}' is not a finite float64 array with {replicates + 1} rows")
+    arrays = from_record(record)
+    problem = mismatch(shapes, {name: array.shape for name, array in arrays.items()})
+    if problem:
+        raise BadInput(f"its sums are not those of this task: {problem}")
+    for name, array in arrays.items():
+        if array.dtype != np.float64 or not np.isfinite(array).all():
+            raise BadInput(f"its sum '{name}' is not a finite float64 array")
         sums[name] = array.astype(np.float64, copy=False)
     return sums
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from server.admission import fault_of
-from server.events import EventLog
-from shared_models.errors import RunStopped
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
 
+NOT_CONNECTED = "it was not connected"
 SHORTEST_POLL, LONGEST_POLL = 0.002, 1.0  # seconds between two looks for replies
 
 
@@ -32,13 +29,14 @@ class Site:
 
 @dataclass
 class Reply:
-    """A site's answer to one message; None when the deadline passed first."""
+    """A site's answer to one message; None when there is none, and then `why` says it."""
 
     site: str
     message: Message | None
     seconds: float
     bytes_down: int
     bytes_up: int
+    why: str = "no reply before the deadline"
 
 
 def draw(job: Job, names: Sequence[str], round_number: int, attempt: int) -> list[str]:
@@ -87,7 +85,7 @@ def ask(
         if ids and ids[0]:
             waiting[ids[0]] = name
         else:
-            yield Reply(name, None, 0.0, 0, 0)
+            yield Reply(name, None, 0.0, 0, 0, NOT_CONNECTED)
     pause = SHORTEST_POLL
     while waiting and (deadline is None or time.monotonic() - began < deadline):
         arrived = False
@@ -103,32 +101,3 @@ def ask(
             wait(pause)
     for name in waiting.values():
         yield Reply(name, None, time.monotonic() - began, sizes[name], 0)
-
-
-def introduce(grid: Grid, job: Job, events: EventLog) -> dict[str, Site]:
-    """Asks every node for its name and whether its data are fit for the job; says who is ready and who is not.
-
-    Raises:
-        RunStopped: no site is ready.
-    """
-    nodes = {str(node): node for node in grid.get_node_ids()}
-    content = RecordDict({"instruction": instruction(job)})
-    ready: dict[str, Site] = {}
-    requests = {name: (node, content) for name, node in nodes.items()}
-    for reply in ask(grid, requests, f"{MessageType.QUERY}.prepare"):
-        message = reply.message
-        fault = fault_of(message) if message is not None else "it did not answer"
-        record = message.content.config_records.get("prepared") if message and not message.has_error() else None
-        name = str(record["site"]) if record else f"node {reply.site}"
-        if fault or record is None or message is None or name in ready:
-            reason = fault or "its answer was not understood, or its name is taken"
-            events.emit("site_refused", site=name, reason=reason)
-            continue
-        if "summary" not in record:
-            continue
-        summary: dict[str, Any] = json.loads(str(record["summary"]))
-        ready[name] = Site(name, nodes[reply.site], summary["cases"])
-        events.emit("site_ready", site=name, seconds=round(reply.seconds, 3), **summary)
-    if not ready:
-        raise RunStopped("no site is ready: see the reasons above, mend the manifests and start again")
-    return ready

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import MessageType, RecordDict
@@ -16,7 +16,7 @@ from server.aggregation import BLOCK, RunningSum
 from server.checkpoint import CheckpointStore, RunState
 from server.events import EventLog
 from server.judgement import validate
-from server.participation import Reply, Site, ask, draw, instruction, quorum
+from server.participation import NOT_CONNECTED, Reply, Site, ask, draw, instruction, quorum
 from shared_models.algorithms import algorithm_of
 from shared_models.errors import RunStopped
 from shared_models.job import Job
@@ -31,13 +31,18 @@ def run_rounds(
     state: RunState,
     store: CheckpointStore,
     events: EventLog,
+    gather: Callable[[int], None],
 ) -> RunState:
     """All rounds from the state's next one to the last.
+
+    Args:
+        gather: called with the number of sites that a round needs before each one.
 
     Raises:
         RunStopped: a round stayed below its quorum after every retry; what was done so far is kept.
     """
     while state.round < job.federation.rounds:
+        gather(quorum(job, min(len(sites), job.federation.sites_per_round or len(sites))))
         state = one_round(grid, sites, job, tensors, state, events)
         if _is_due(job, state.round):
             validate(grid, sites, job, state, events)
@@ -120,8 +125,10 @@ def _admitted(
     """The update in a reply if it is fit to be summed; either way, what became of it goes on record."""
     update, status, reason = None, "used", None
     try:
+        if reply.message is None and reply.why == NOT_CONNECTED:
+            raise SiteFault(NOT_CONNECTED)
         if reply.message is None:
-            raise TimeoutError("no reply before the deadline")
+            raise TimeoutError(reply.why)
         update = admit(reply.message, shapes)
     except TimeoutError as error:
         status, reason = "late", str(error)

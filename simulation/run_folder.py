@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import shutil
 import sys
@@ -14,19 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from server.baselines import BASELINES
 from server.checkpoint import write_atomically
 from server.judgement import POOLED
+from server.runs import RUN_SCHEMA, versions
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
 from shared_models.job_file import dump_job, load_job
-from simulation.baselines import BASELINES
 from simulation.datasets import open_dataset
 from simulation.datasets.files import cache_folder
 from simulation.hospitals import make_split, write_hospitals, write_pooled
 from simulation.split_manifest import SplitManifest
-
-RUN_SCHEMA = "consilium-run/1"
-PACKAGES = ("torch", "monai", "flwr", "numpy")
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def create(request: SimulationRequest) -> RunFolder:
         "name": job.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "consilium": version("consilium"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "seed": job.seed,
         "job_hash": job.fingerprint(),
         "split_hash": split.hash,

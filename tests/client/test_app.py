@@ -73,7 +73,7 @@ def test_the_text_of_an_unforeseen_error_stays_at_the_site(node, monkeypatch):
     def secret(*_):
         raise RuntimeError("/data/patients/Jane Doe 1956.nii")
 
-    monkeypatch.setattr(client.app, "_data", secret)
+    monkeypatch.setattr(client.app, "data_of", secret)
     content = ask(node, "train", travelling(build(JOB)), round=1)
     assert content["fault"]["sentence"] == "RuntimeError; the site's errors.log has the whole story"
     assert "Jane Doe" in (Path(node["folder"]) / "errors.log").read_text()

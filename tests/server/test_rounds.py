@@ -15,6 +15,7 @@ from server.events import EventLog, read_events
 from server.participation import Site, draw
 from server.rounds import one_round, run_rounds
 from shared_models.errors import RunStopped
+from shared_models.faults import WORKER_DIED
 from shared_models.job import Job
 from shared_models.weights import TensorInfo, fingerprint, from_record, to_record
 
@@ -133,7 +134,7 @@ def test_garbage_is_left_out_with_its_reason_and_the_rest_is_averaged(tmp_path):
             lambda weights, call: update({"w": np.ones((1, 3), np.float32)}),
             lambda weights, call: update({"w": np.ones(3, np.int64)}),
             lambda weights, call: RecordDict({"fault": ConfigRecord({"sentence": "the disk is full"})}),
-            lambda weights, call: Error(1, "the process died"),
+            lambda weights, call: Error(1, WORKER_DIED),
             lambda weights, call: RecordDict(),
             moved(3.0),
         ],
@@ -147,7 +148,7 @@ def test_garbage_is_left_out_with_its_reason_and_the_rest_is_averaged(tmp_path):
         "site-3": ("rejected", "'w' has shape (1, 3), expected (3,)"),
         "site-4": ("rejected", "'w' has dtype int64, expected float32"),
         "site-5": ("failed", "the disk is full"),
-        "site-6": ("failed", "the process died"),
+        "site-6": ("failed", WORKER_DIED),
         "site-7": ("rejected", "the reply has no records 'weights' and 'numbers'"),
         "site-8": ("used", None),
     }
@@ -178,7 +179,7 @@ def test_a_round_that_stays_below_quorum_stops_the_run_and_keeps_the_rounds_befo
     roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(2)}
     events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
     with pytest.raises(RunStopped, match=r"round 2 stayed below its quorum after 3 attempts: 1 of 2 sites .*--resume"):
-        run_rounds(grid, roster, job(quorum=2), TENSORS, RunState(START), store, events)
+        run_rounds(grid, roster, job(quorum=2), TENSORS, RunState(START), store, events, lambda needed: None)
     kept, _ = store.load(pytest.fail)
     assert kept.round == 1
 

@@ -1,0 +1,158 @@
+"""What a coordinator is doing, in sentences: what a run waits for, on whom, since when, and what happens next."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from server.events import Event, read_events
+from server.federation import Paths
+from server.participation import quorum
+from server.runs import Run, all_runs
+from shared_models.job import Job
+from shared_models.page import listed
+
+STALE_SECONDS = 15.0
+"""A daemon that has not written its status for so long is not running."""
+
+QUESTIONS = {
+    "query.prepare": "to say whether their data are fit for the job",
+    "train.alone": "to train the local baseline",
+    "evaluate": "to judge a model",
+}
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """What the daemon last said of itself; empty when it is not running."""
+
+    facts: dict[str, Any]
+
+    @property
+    def running(self) -> bool:
+        """Whether a daemon runs from this home."""
+        return bool(self.facts)
+
+
+def read_daemon(paths: Paths) -> Daemon:
+    """The daemon's own status, if it is alive."""
+    try:
+        facts = json.loads((paths.home / "daemon.json").read_text())
+        alive = isinstance(facts, dict) and time.time() - float(facts["at"]) < STALE_SECONDS
+    except (OSError, ValueError, KeyError, TypeError):
+        return Daemon({})
+    return Daemon(facts if alive else {})
+
+
+def describe(paths: Paths) -> list[str]:
+    """The state of the coordinator, one sentence a line: the daemon, the sites, the run under way, the queue."""
+    daemon = read_daemon(paths)
+    lines = _daemon(daemon)
+    runs = all_runs(paths.runs)
+    under_way = [run for run in runs if run.state().phase == "running"]
+    queued = [run.name for run in runs if run.state().phase == "queued"]
+    lines += [why_stuck(run, daemon) for run in under_way]
+    if queued:
+        behind = f" behind {under_way[0].name}" if under_way else ""
+        lines.append(f"Queued{behind}: {', '.join(queued)}.")
+    over = [run for run in runs if run.state().phase in ("complete", "stopped")]
+    if not under_way and not queued:
+        lines.append(f"No run is under way; the last was {_over(over[-1])}" if over else "There was no run yet.")
+    return lines
+
+
+def why_stuck(run: Run, daemon: Daemon) -> str:
+    """One sentence: what the run is waiting for, on whom, since when, and what happens next."""
+    if not daemon.running:
+        return f"{run.name} waits for the coordinator itself, which is not running: `consilium coordinator start`."
+    if not daemon.facts.get("superlink", {}).get("ready"):
+        return f"{run.name} waits for the SuperLink, which is being started again; the run goes on when it answers."
+    if not daemon.facts.get("run_pid"):
+        return f"{run.name} waits for its own process, which is being started; it goes on from its last checkpoint."
+    events = list(read_events(run.path / "events.jsonl")) if (run.path / "events.jsonl").exists() else []
+    job, waiting = run.job(), _waiting(run)
+    if waiting:
+        return f"{run.name} waits for {_on_whom(waiting)}. {_next(job, waiting, events)}"
+    last = events[-1] if events else None
+    if last and last["event"] == "waiting_for_sites":
+        away = listed(last["away"])
+        since = _clock(datetime.fromisoformat(last["time"]).timestamp())
+        return (
+            f"{run.name} waits since {since} for {away} to connect: {last['connected']} sites are there and "
+            f"{last['needed']} are needed; it stops, and can be resumed, if they stay away for "
+            f"{run.settings()['wait_seconds']:g} s."
+        )
+    held_up = [event for event in events if event["event"] == "site_waiting"]
+    rounds = [event for event in events if event["event"] == "round_started"]
+    if not rounds:
+        ready = {event["site"] for event in events if event["event"] == "site_ready"}
+        missing = sorted(set(daemon.facts.get("sites", {})) - ready)
+        reasons = {event["site"]: event["reason"] for event in held_up if event["site"] not in ready}
+        whom = [f"{site} ({reasons.get(site, 'not connected')})" for site in missing]
+        return (
+            f"{run.name} waits for {listed(whom) or 'its sites'}; the rounds begin when all are ready, or after "
+            f"{run.settings()['wait_seconds']:g} s with those that are."
+        )
+    return f"{run.name} is at work at the coordinator itself, behind round {rounds[-1]['round']}."
+
+
+def _daemon(daemon: Daemon) -> list[str]:
+    if not daemon.running:
+        return ["The coordinator is not running: `consilium coordinator start` starts it."]
+    facts = daemon.facts
+    lines = [f"The coordinator runs since {_clock(facts['since'])} and listens at {facts['listens_at']}."]
+    sites = facts.get("sites", {})
+    there = sorted(name for name, status in sites.items() if status == "online")
+    away = sorted(sites.keys() - set(there))
+    lines.append(
+        f"{len(there)} of {len(sites)} sites are connected{f'; not {listed(away)}' if away else ''}."
+        if sites
+        else "There is no site yet: `consilium coordinator admit` takes a hospital's request."
+    )
+    if facts.get("problem"):
+        lines.append(f"Problem: {facts['problem']}.")
+    return [*lines, *facts.get("warnings", [])]
+
+
+def _waiting(run: Run) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(run.waiting_file.read_text())
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def _on_whom(waiting: list[dict[str, Any]]) -> str:
+    sites = listed(sorted({entry["site"] for entry in waiting}))
+    first = min(waiting, key=lambda entry: entry["since"])
+    what = f"to train in round {first['round']}" if first["question"] == "train" else QUESTIONS[first["question"]]
+    seconds = time.time() - first["since"]
+    return f"{sites} {what}, since {_clock(first['since'])} ({seconds:.0f} s)"
+
+
+def _next(job: Job, waiting: list[dict[str, Any]], events: list[Event]) -> str:
+    until = [entry["until"] for entry in waiting if entry["until"]]
+    if waiting[0]["question"] == "train":
+        started = next(event for event in reversed(events) if event["event"] == "round_started")
+        needed = quorum(job, len(started["sites"]))
+        enough = f"with at least {needed} of {len(started['sites'])} updates"
+        if until:
+            return f"At {_clock(max(until))} the round ends {enough}, or is tried again."
+        return f"The round ends {enough} when each has answered, or lost its connection for a minute."
+    if until:
+        return f"At {_clock(max(until))} it goes on without their answers."
+    return "It goes on when each has answered, or lost its connection for a minute."
+
+
+def _over(run: Run) -> str:
+    state = run.state()
+    why = f" ({state.reason})" if state.reason else ""
+    return f"{run.name}, {state.phase} since {_clock(state.since)}{why}."
+
+
+def _clock(when: float) -> str:
+    then, now = datetime.fromtimestamp(when), datetime.now()
+    return f"{then:%H:%M:%S}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M:%S}"
