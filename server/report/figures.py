@@ -75,24 +75,30 @@ def forest(rows: list[dict[str, Any]], label: str) -> str:
     """
 
     def draw(figure: Figure) -> None:
-        values, changes = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
+        others = [other for other in ("local", "pooled") if any(row[f"federated-{other}"] for row in rows)]
+        # Without anything to compare with, there is nothing to draw on the right.
+        panels = figure.subplots(
+            1, 2 if others else 1, sharey=True, squeeze=False, width_ratios=[1.25, 1][: 1 + bool(others)]
+        )[0]
+        values = panels[0]
         for model, offset in (("local", -0.22), ("pooled", 0.0), ("federated", 0.22)):
             colour, marker = MODEL_STYLES[model]
             _intervals(values, [row[model] for row in rows], offset, colour, marker, model)
-        for other, offset in (("local", -0.13), ("pooled", 0.13)):
+        for other in others:
             colour, marker = MODEL_STYLES[other]
-            entries = [row[f"federated-{other}"] for row in rows]
-            _intervals(changes, entries, offset, colour, marker, f"federated \u2212 {other}")
-        changes.axvline(0, color="#3A4552", linewidth=1)
+            entries, offset = [row[f"federated-{other}"] for row in rows], {"local": -0.13, "pooled": 0.13}[other]
+            _intervals(panels[1], entries, offset, colour, marker, f"federated \u2212 {other}")
+        if others:
+            panels[1].axvline(0, color="#3A4552", linewidth=1)
+            panels[1].set_xlabel(f"Difference in {label}")
         for index, row in enumerate(rows):
             if not any((row[model] or {}).get("value") is not None for model in MODEL_STYLES):
                 where = values.get_yaxis_transform()
                 values.text(0.02, index, "no value", transform=where, va="center", color="#66717D", fontsize=8)
         values.set_xlabel(f"{label} (95 % interval)")
-        changes.set_xlabel(f"Difference in {label}")
         values.set_yticks(range(len(rows)), [row["name"] for row in rows])
         values.set_ylim(len(rows) - 0.45, -0.55)
-        for axes in (values, changes):
+        for axes in panels:
             axes.grid(axis="x")
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server.checkpoint import write_atomically
+from server.judgement import LOCAL, POOLED
 from server.report import figures, tables
 from server.report.participation import STATUSES
 from server.report.record import RunRecord, read_record
@@ -42,6 +43,10 @@ def _render(record: RunRecord, report: Row) -> str:
         .render(
             report=report,
             metric=metric,
+            compared={
+                "local": any(model.startswith(LOCAL) for model in report["models"]),
+                "pooled": POOLED in report["models"],
+            },
             job_text=record.job_text,
             comparisons={name: tables.comparison(report, name) for name in tables.summary_metrics(report)},
             details=tables.federated_details(report),

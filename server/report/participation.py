@@ -24,7 +24,7 @@ STATUSES = {
 def participation(record: RunRecord) -> list[dict[str, Any]]:
     """One entry for every site in every attempt at every round, sorted by round, attempt and site."""
     replies = {(e["round"], e["attempt"], e["site"]): e for e in record.all("site_replied")}
-    refusals = {e["site"]: e.get("reason") for e in record.all("site_refused")}
+    refused = refusals(record)
     ends = {e["round"] for e in record.all("round_finished")}
     starts = {(e["round"], e["attempt"]): e for e in record.all("round_started")}
     last_attempt = {number: attempt for number, attempt in sorted(starts)}
@@ -33,7 +33,7 @@ def participation(record: RunRecord) -> list[dict[str, Any]]:
         finished = number in ends and attempt == last_attempt[number]
         for site in sites(record):
             reply = replies.get((number, attempt, site))
-            status, reason = _status(site, start, reply, refusals, finished)
+            status, reason = _status(site, start, reply, refused, finished)
             entries.append(
                 {
                     "round": number,
@@ -65,6 +65,17 @@ def sites(record: RunRecord) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def refusals(record: RunRecord) -> dict[str, Any]:
+    """Why a site took no part: the sites that were refused and not ready later."""
+    refused: dict[str, Any] = {}
+    for event in record.events:
+        if event["event"] == "site_refused":
+            refused[event["site"]] = event.get("reason")
+        elif event["event"] == "site_ready":
+            refused.pop(event["site"], None)
+    return refused
+
+
 def left_out(entries: list[dict[str, Any]]) -> list[str]:
     """One sentence for every site that was drawn but not used in at least one finished or last attempt."""
     sentences = []
@@ -80,14 +91,14 @@ def left_out(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _status(
-    site: str, start: Event, reply: Event | None, refusals: dict[str, Any], finished: bool
+    site: str, start: Event, reply: Event | None, refused: dict[str, Any], finished: bool
 ) -> tuple[str, str | None]:
     if reply is not None:
         if reply["status"] == "used" and not finished:
             return "discarded", "its update was fit to use, but this attempt at the round did not reach its end"
         return str(reply["status"]), reply.get("reason")
-    if site in refusals:
-        return "refused", refusals[site]
+    if site in refused:
+        return "refused", refused[site]
     if site not in start.get("sites", []):
         return "not_drawn", None
     return "no_reply", "drawn, but no reply was on record when the attempt ended"

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from server.report.answer import answer, uncertain, verdicts, worst_hospital
-from server.report.participation import left_out, participation, sites
+from server.report.participation import left_out, participation, refusals, sites
 from server.report.record import RunRecord
 from shared_models.page import digits, listed
 
@@ -145,7 +145,7 @@ def _baselines(record: RunRecord) -> dict[str, dict[str, Any]]:
 
 def _sites(record: RunRecord, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     ready = {event["site"]: event for event in record.all("site_ready")}
-    refused = {event["site"]: event.get("reason") for event in record.all("site_refused")}
+    refused = refusals(record)
     rows = {}
     for site in sites(record):
         event = ready.get(site, {})
