@@ -14,8 +14,8 @@ import ssl
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,13 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.front_rules import (
-    PASSED_BACK,
-    PASSED_ON,
-    Refused,
-    check_body,
-    check_length,
-    check_route,
-    largest_body,
-    signed_by,
-)
+from server.front_exchange import UNKNOWN, Exchange, Left, Traffic
+from server.front_rules import PASSED_ON, PULL_MESSAGES, Refused, check_body, check_route, largest_body, signed_by
 from server.registry import Registry
 from shared_models.errors import BadInput
 
+HOLD_SECONDS = 15.0  # a SuperNode gives up after 30 s without an answer
+LOOK_SECONDS = 0.5  # how often it is looked for a message meanwhile
 LARGEST_HEADERS = 16 * 1024  # bytes; a SuperNode sends about 1 KB
 REQUEST_SECONDS = 10  # from connecting, or from the first byte of a later request, to the end of the headers
 KEEP_ALIVE_SECONDS = 15  # a SuperNode asks every 3 s
@@ -44,21 +38,8 @@ EXCHANGE_SECONDS = 600  # one whole request and answer; 5 MB at 70 kbit/s
 MOST_CONNECTIONS = 256
 MOST_REQUESTS_PER_SITE = 16  # at the same time; a SuperNode makes 4
 LOG_SECONDS = 60  # at most one event a site in this time
-RETRY_AFTER_SECONDS = 5
-UNKNOWN = "(unknown)"
-"""Who a request counts for that no site has signed; not a name that a site can have."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Traffic:
-    """What a site sent and got since the front was made: requests, bodies in bytes up and down, requests refused."""
-
-    requests: int = 0
-    refused: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
 
 
 @dataclass
@@ -67,10 +48,6 @@ class _Told:
 
     at: float = float("-inf")
     since: int = 0
-
-
-class _Left(Exception):
-    """The site closed the connection before its request was complete."""
 
 
 class Front:
@@ -194,11 +171,11 @@ class Front:
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         """The ASGI application: one request, checked and passed on, or refused."""
-        exchange = _Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send)
         try:
             async with asyncio.timeout(EXCHANGE_SECONDS):
                 await self._pass_on(exchange)
-        except _Left:
+        except Left:
             pass
         except Refused as refused:
             await self._refuse(exchange, refused)
@@ -210,7 +187,7 @@ class Front:
             _log.exception("the front failed to answer")
             await self._refuse(exchange, Refused(503, "the front failed"))
 
-    async def _pass_on(self, exchange: _Exchange) -> None:
+    async def _pass_on(self, exchange: Exchange) -> None:
         # Everything that can be refused is, before a byte of the body is read.
         path = check_route(exchange.scope["method"], exchange.target)
         exchange.site = site = signed_by(exchange.headers, self._registry, path)
@@ -221,29 +198,52 @@ class Front:
         traffic = self._traffic[site]
         traffic.requests += 1
         headers = [(name, exchange.headers[name]) for name in PASSED_ON if name in exchange.headers]
+        headers.append((b"accept-encoding", b"identity"))
         if length is not None:
             headers.append((b"content-length", str(length).encode()))
         self._in_flight[site] += 1
         try:
-            async with self._client.stream(
-                "POST",
-                self.upstream + path,
-                headers=[*headers, (b"accept-encoding", b"identity")],
-                content=exchange.body(largest, traffic),
-            ) as answer:
-                if answer.status_code >= 500:
-                    raise Refused(503, f"the SuperLink failed with {answer.status_code}; its log says why")
+            if path == PULL_MESSAGES:
+                await self._hold(exchange, path, headers, largest, traffic)
+                return
+            content = exchange.body(largest, traffic)
+            async with self._client.stream("POST", self.upstream + path, headers=headers, content=content) as answer:
+                _check(answer)
                 await exchange.give_back(answer, traffic)
         finally:
             self._in_flight[site] -= 1
 
-    async def _refuse(self, exchange: _Exchange, refused: Refused) -> None:
+    async def _hold(
+        self, exchange: Exchange, path: str, headers: list[tuple[bytes, bytes]], largest: int, traffic: Traffic
+    ) -> None:
+        """Answers a site that asks for its messages when there is one, or when it has waited long enough.
+
+        A SuperNode sleeps 3 s after an empty answer, whatever comes meanwhile.
+        """
+        content = b"".join([chunk async for chunk in exchange.body(largest, traffic)])
+        gone = asyncio.ensure_future(exchange.receive())  # nothing comes any more but the end of the connection
+        end = time.monotonic() + HOLD_SECONDS
+        try:
+            while True:
+                answer = await self._client.post(self.upstream + path, headers=headers, content=content)
+                _check(answer)
+                if answer.content or not answer.is_success or time.monotonic() > end:
+                    await exchange.give_back(answer, traffic)
+                    return
+                await asyncio.wait([gone], timeout=LOOK_SECONDS)
+                if gone.done():
+                    raise Left
+                signed_by(exchange.headers, self._registry, path)  # it may have been suspended meanwhile
+        finally:
+            gone.cancel()
+
+    async def _refuse(self, exchange: Exchange, refused: Refused) -> None:
         exchange.site = refused.site or exchange.site
         self._traffic[exchange.site].refused += 1
         await exchange.refuse(refused)
         self._tell(exchange, refused)
 
-    def _tell(self, exchange: _Exchange, refused: Refused) -> None:
+    def _tell(self, exchange: Exchange, refused: Refused) -> None:
         told = self._told[exchange.site]
         told.since += 1
         if time.monotonic() - told.at < LOG_SECONDS:
@@ -254,68 +254,9 @@ class Front:
         self._on_event("front-refused", site=exchange.site, status=refused.status, reason=reason, refused=count)
 
 
-@dataclass
-class _Exchange:
-    """One request and its answer, in ASGI's terms."""
-
-    scope: Any
-    receive: Any
-    send: Any
-    site: str = UNKNOWN
-    answered: bool = False
-    headers: dict[bytes, bytes] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.headers = dict(self.scope["headers"])
-
-    @property
-    def target(self) -> bytes:
-        """What the request asks for, as it was sent."""
-        path, query = self.scope["raw_path"], self.scope["query_string"]
-        return bytes(path + b"?" + query if query else path)
-
-    async def body(self, largest: int, traffic: Traffic) -> AsyncIterator[bytes]:
-        """The body as it comes in, never more than ``largest`` bytes."""
-        received, more = 0, True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise _Left
-            chunk = message.get("body", b"")
-            received += len(chunk)
-            check_length(received, largest)
-            traffic.bytes_up += len(chunk)
-            if chunk:
-                yield bytes(chunk)
-            more = message.get("more_body", False)
-
-    async def give_back(self, answer: httpx.Response, traffic: Traffic) -> None:
-        """Send the SuperLink's answer to the site as it comes."""
-        headers = [(name.encode(), answer.headers[name].encode()) for name in PASSED_BACK if name in answer.headers]
-        self.answered = True
-        await self.send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-        async for chunk in answer.aiter_raw():
-            traffic.bytes_down += len(chunk)
-            await self.send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await self.send({"type": "http.response.body"})
-
-    async def refuse(self, refused: Refused) -> None:
-        """Say why not, and close: what is left of the body is not read.
-
-        An answer that was cut off has its status already, and the server closes the connection under it.
-        """
-        if self.answered:
-            return
-        text = f"{refused.sentence}\n".encode()
-        headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(text)).encode()),
-            (b"connection", b"close"),
-        ]
-        if refused.status == 503:
-            headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
-        await self.send({"type": "http.response.start", "status": refused.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": text})
+def _check(answer: httpx.Response) -> None:
+    if answer.status_code >= 500:
+        raise Refused(503, f"the SuperLink failed with {answer.status_code}; its log says why")
 
 
 class _Connection(H11Protocol):

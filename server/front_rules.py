@@ -27,6 +27,7 @@ from shared_models.errors import BadInput
 from shared_models.keys import public_line
 
 HEARTBEAT = "/v1/fleet/send-node-heartbeat"
+PULL_MESSAGES = "/v1/fleet/pull-messages"
 PUSH_OBJECT = "/v1/fleet/push-object"
 ROUTES = frozenset(
     {
@@ -35,7 +36,7 @@ ROUTES = frozenset(
         "/v1/fleet/deactivate-node",
         "/v1/fleet/get-fab",
         "/v1/fleet/get-run",
-        "/v1/fleet/pull-messages",
+        PULL_MESSAGES,
         "/v1/fleet/pull-object",
         "/v1/fleet/push-messages",
         PUSH_OBJECT,
