@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy import cli_enrol, cli_jobs, cli_ledger
+from deploy import cli_doctor, cli_enrol, cli_jobs, cli_ledger
 from deploy.cli_enrol import PassphraseFile
 from deploy.passphrase import ask_passphrase
 from shared_models.errors import BadInput
@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 for _name, _function in [*cli_enrol.SITE_COMMANDS.items(), *cli_jobs.COMMANDS.items()]:
     app.command(_name)(_function)
+app.command()(cli_doctor.doctor)
+app.command("doctor")(cli_doctor.doctor)
 app.add_typer(cli_ledger.app, name="ledger")
 
 QUARANTINED = 1
