@@ -9,10 +9,11 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint test-system clean
+.PHONY: help demo demo-network test lint test-system clean
 
 help:
 	@echo "make demo         four virtual hospitals, no data set needed: train, compare, report (about 3 minutes)"
+	@echo "make demo-network a coordinator and three hospitals, each a process of its own, over TLS (about 4 minutes)"
 	@echo "make test         lint, types, import arrows and the quick tests"
 	@echo "make test-system  whole processes: kills, resumes, Ray (several minutes)"
 	@echo "make clean        remove the environment and the caches; runs/ stays"
@@ -29,6 +30,9 @@ $(VENV)/installed-ray: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/consilium simulate examples/demo.yaml --out runs/demo-$$(date -u +%Y%m%d-%H%M%S)
+
+demo-network: $(VENV)/installed
+	$(BIN)/python -m deploy.demo_network
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)
