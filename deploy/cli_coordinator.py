@@ -178,10 +178,12 @@ def resume(
     if found.state().phase != "stopped":
         raise BadInput(f"{run} is {found.state().phase}, not stopped; there is nothing to resume")
     found.job()
+    events = found.path / "events.jsonl"
+    shown = events.stat().st_size if events.exists() else 0  # a run that was stopped in the queue has none
     found.move("queued", reason=None, exit_code=None)
     typer.echo(f"{run} is queued again.")
     if not detach:
-        raise typer.Exit(_follow(found, found.path.joinpath("events.jsonl").stat().st_size))
+        raise typer.Exit(_follow(found, shown))
 
 
 @app.command()

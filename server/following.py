@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from server.events import Event
 from server.live import LiveDisplay
@@ -36,20 +38,42 @@ def follow(run: Run, start: int = 0) -> int:
 
 
 class Tail:
-    """The whole lines that are added to a file; one that was cut back is read on from its new end."""
+    """The whole lines that are added to a file.
+
+    A run that goes on from a checkpoint cuts off the events behind it and writes them anew, so lines that are no
+    longer what they were are read again.
+    """
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        self._path, self._position = path, start
+        """Reads on from `start`, the end of a line."""
+        self._path = path
+        self._known: list[tuple[int, int]] = [(0, 0)]  # where each line ends, and its checksum
+        if start:
+            with path.open("rb") as file:
+                for line in file.read(start).splitlines(keepends=True):
+                    self._note(line)
 
     def read(self) -> Iterator[Event]:
         """What has come since the last call."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
-            self._position = min(self._position, file.seek(0, 2))
-            file.seek(self._position)
+            self._forget_what_changed(file)
+            file.seek(self._known[-1][0])
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                self._position += len(line)
+                self._note(line)
                 yield json.loads(line)
+
+    def _note(self, line: bytes) -> None:
+        self._known.append((self._known[-1][0] + len(line), zlib.crc32(line)))
+
+    def _forget_what_changed(self, file: BinaryIO) -> None:
+        while len(self._known) > 1:
+            (begin, _), (end, checksum) = self._known[-2:]
+            file.seek(begin)
+            line = file.read(end - begin)
+            if len(line) == end - begin and zlib.crc32(line) == checksum:
+                return
+            self._known.pop()

@@ -5,8 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import typer.main
+
+from deploy.cli import app
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("shared_models", "client", "server", "simulation", "deploy", "tests")
@@ -32,6 +37,15 @@ def commands(page: Path) -> list[str]:
     lines = [line for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()]
     stripped = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
     return [line for line in stripped if line and not line.startswith("#")]
+
+
+def check_command(arguments: Sequence[str]) -> None:
+    """Raises unless `consilium` has a command with these options and values."""
+    command, rest = typer.main.get_command(app), list(arguments)
+    while hasattr(command, "commands"):
+        assert rest[0] in command.commands, f"{' '.join(arguments)}: there is no command '{rest[0]}'"
+        command, rest = command.commands[rest[0]], rest[1:]
+    command.make_context("consilium", rest)
 
 
 def yaml_of(page: Path) -> str:
