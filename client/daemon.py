@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from client.config import SiteConfig
+from client.doctor import Level
+from client.doctor.network import coordinator
 from client.executor import Orders
 from client.ledger import Ledger
+from shared_models.certificates import expiry_warning
 from shared_models.enrolment import Kit, parse_address
 from shared_models.errors import BadInput
 from shared_models.keys import openssh_private
@@ -35,6 +39,9 @@ TICK = 0.5
 PATIENCE = 20.0
 DEAF_SECONDS = 60.0
 """A SuperNode whose local API has not answered for so long is ended and started again."""
+
+ASK_SECONDS = 5.0
+"""How often the SuperNode's local API is asked whether it answers."""
 
 REACH_SECONDS = 30.0
 """How often it is looked whether the coordinator can be reached."""
@@ -71,7 +78,8 @@ class SiteDaemon:
         self._worker = Child("worker", self._log, 1, 30)
         self._heard = time.monotonic()
         self._reached: float | None = None
-        self._reach_at = 0.0
+        self._reach_at = self._ask_at = 0.0
+        self._warnings: list[str] = []
         self._stopping = False
         self._began = time.time()
         try:
@@ -124,14 +132,23 @@ class SiteDaemon:
                 **doing,
             },
             "coordinator_reached": self._reached,
+            "warnings": self._warnings,
         }
 
     def _tick(self) -> None:
+        if self._supernode.exit_code == 0:  # it ends so by itself for one reason only, and does not say it
+            self._log.info(
+                "the coordinator refuses this site's key: the site was not admitted or was removed, or the clock of "
+                "this machine is wrong; see `consilium site doctor`, and ask the coordinator"
+            )
         if self._supernode.is_due():
             self._start_supernode()
         if self._worker.is_due():
             self._start_worker()
         now = time.monotonic()
+        if now < self._ask_at:
+            return
+        self._ask_at = now + ASK_SECONDS
         if _answers(self._address):
             self._heard = now
         elif self._supernode.alive and now - self._heard > DEAF_SECONDS:
@@ -180,11 +197,21 @@ class SiteDaemon:
         host, port = parse_address(self._kit.address)
         shown = f"[{host}]" if ":" in host else host
         try:
-            httpx.get(f"https://{shown}:{port}/", verify=context, timeout=10)
+            with httpx.stream("GET", f"https://{shown}:{port}/", verify=context, timeout=10) as answer:
+                shown_by_it = answer.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)
         except (httpx.HTTPError, OSError) as error:
             self._log.info("the coordinator at %s is not reached: %s", self._kit.address, type(error).__name__)
-        else:
-            self._reached = time.time()
+            for row in coordinator(self._kit):  # looks closer, and says why
+                if row.level is Level.FAULT:
+                    self._log.info("%s", row.sentence)
+            return
+        self._reached = time.time()
+        certificates = (ssl.DER_cert_to_PEM_cert(shown_by_it), self._kit.ca_certificate)
+        found = [warning for pem in certificates if (warning := expiry_warning(pem, datetime.now(UTC)))]
+        if found != self._warnings:
+            self._warnings = found
+            for warning in found:
+                self._log.info("%s", warning)
 
 
 def _facts(child: Child) -> dict[str, Any]:

@@ -218,7 +218,8 @@ def fault_of(error: BaseException) -> tuple[str, dict[str, Any]]:
     if isinstance(error, BadOrder):
         return "order", {"reason": error.code}
     if isinstance(error, ConsiliumError):
-        return "input", {}
+        full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+        return ("disk" if full else "input"), {}
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory", {}
     number = error.errno if isinstance(error, OSError) else None

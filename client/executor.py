@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,8 @@ from client.hospital import Hospital
 from shared_models.enrolment import read_kit
 from shared_models.errors import ConsiliumError
 from shared_models.files import whole_file
-from shared_models.flower_runtime import SITE_TASK, RunNotRunning, Runtime, SiteTask, TaskQueue, site_task
+from shared_models.flower_messages import Unreadable
+from shared_models.flower_runtime import SITE_TASK, Claim, RunNotRunning, Runtime, SiteTask, TaskQueue, site_task
 from shared_models.keys import load_private
 from shared_models.supervision import rotating_log
 
@@ -73,6 +75,8 @@ class Worker:
         self._app = make_client_app(self._hospital)
         self._runtime = Runtime(orders.address, base64.b64decode(orders.secret))
         self._log, self._file = log, config.work / "worker.json"
+        self._queue = TaskQueue(self._runtime, SITE_TASK)
+        self._next: Claim | None = None
         self._answering = self._stop = False
 
     def run(self) -> None:
@@ -80,21 +84,25 @@ class Worker:
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_abandon)
         self._say("waits for messages")
-        queue = TaskQueue(self._runtime, SITE_TASK)
         try:
             while not self._stop:
-                claim = queue.claim()
+                claim, self._next = self._next or self._queue.claim(), None
                 if claim is None:
                     time.sleep(POLL_SECONDS)
                     continue
                 self._work_on(claim.token, claim.run_id)
                 self._say("waits for messages")
         finally:
-            queue.close()
+            self._queue.close()
+
+    def _is_stale(self) -> bool:
+        """Whether there is another task: a SuperNode takes one message after the other, so the one before is stale."""
+        self._next = self._next or self._queue.claim()
+        return self._next is not None
 
     def _work_on(self, token: str, flower_run: int) -> None:
         try:
-            with site_task(self._runtime, token) as task:
+            with site_task(self._runtime, token, self._is_stale) as task:
                 self._say(f"answers '{task.message.metadata.message_type}'")
                 self._hospital.note_bundle(flower_run, task.bundle)
                 self._answer(task)
@@ -102,7 +110,7 @@ class Worker:
             self._log.info("the task was abandoned: nobody waits for its answer any more")
         except (httpx.HTTPError, RunNotRunning, RuntimeError) as error:
             self._log.info("the SuperNode did not take the answer: %s", type(error).__name__)
-        except ConsiliumError as error:
+        except (ConsiliumError, Unreadable) as error:
             self._log.info("not answered: %s", error)
 
     def _answer(self, task: SiteTask) -> None:
@@ -111,9 +119,6 @@ class Worker:
             reply = self._app(task.message, task.context)
         except _Stopping:
             reply = Message(self._hospital.refuse("stopping"), reply_to=task.message)
-        except _Abandoned:
-            task.abandon()
-            raise
         except Exception as error:  # such as a question that the app does not know
             self._log.info("a message was not understood: %s", error)
             reply = Message(self._hospital.refuse("message"), reply_to=task.message)
@@ -122,8 +127,8 @@ class Worker:
         task.answer(reply)
 
     def _say(self, doing: str) -> None:
-        """What it does now, for `consilium site status`."""
-        with whole_file(self._file) as file:
+        """What it does now, for `consilium site status`; on a full disk it stays what it was."""
+        with suppress(OSError), whole_file(self._file) as file:
             file.write(json.dumps({"doing": doing, "since": time.time()}).encode())
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:

@@ -56,6 +56,9 @@ MESSAGES: dict[Question, str] = {
 }
 """The type of Flower's message that carries a question."""
 
+PASSING = ("waiting", "closed")
+"""Faults that a coordinator waits for the end of, by asking again."""
+
 MANY = 10**9
 
 
@@ -75,6 +78,7 @@ class Hospital:
         self._used = _Nonces(config.work / "orders.json")
         self._clock = _DayClock(config.work / "hours.json")
         self._bundles: set[int] = set()
+        self._passing: tuple[dict[str, Any], str] | None = None
         self._site = Site(
             name=config.site,
             manifest=config.manifest,
@@ -107,7 +111,9 @@ class Hospital:
             return self._refusal(error, order, job, question)
         finally:
             if question != "prepare":
-                self._clock.add(time.monotonic() - began)
+                # A clock that cannot be written is no reason to lose the reply; one that cannot be read refuses all.
+                with suppress(OSError, ConsiliumError):
+                    self._clock.add(time.monotonic() - began)
 
     def refuse(self, code: str, **parameters: Any) -> RecordDict:
         """The reply of a site that cannot come to the question at all."""
@@ -116,9 +122,14 @@ class Hospital:
 
     def note_bundle(self, flower_run: int, bundle: Bundle) -> None:
         """Writes down, once for a run, that the coordinator sent an app bundle and that it was not opened."""
-        if flower_run not in self._bundles:
-            self._bundles.add(flower_run)
+        if flower_run in self._bundles:
+            return
+        try:
             self.ledger.append("bundle_ignored", flower_run=str(flower_run), sha256=bundle.sha256, bytes=bundle.size)
+        except ConsiliumError as error:  # the question still gets its answer, which will be that nothing can leave
+            self.log.info("%s", error)
+        else:
+            self._bundles.add(flower_run)
 
     # --- may it be done? ---
 
@@ -249,6 +260,9 @@ class Hospital:
             code, parameters = "input", {}
             allowed = allowed_for(None, question, site=self.config.site, policy=policy)
             released = release(fault_content(self.config.site, code), allowed)
+        if code in PASSING and self._passing == (place, code):
+            return released.content  # a job that waits is asked for again and again; the ledger has it once
+        self._passing = place, code
         with suppress(ConsiliumError):  # a full disk must not keep the site from saying so
             self.ledger.append(kind, **place, code=code, sentence=story, sent=faults.sentence(code, **parameters))
         return released.content

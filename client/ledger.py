@@ -74,7 +74,7 @@ class Ledger:
             raise RunStopped(
                 f"nothing can be written to the ledger {self.path}: {error.strerror}; without its line nothing leaves "
                 "this site, so free space or mend the folder"
-            ) from None
+            ) from error
 
     def _last_entry(self, line: bytes) -> tuple[int, str]:
         """The number and hash of the entry to follow, once it is what this site wrote and the head agrees."""

@@ -164,4 +164,4 @@ def _health_lines(health: dict[str, Any]) -> list[str]:
         again = f", started again {child['restarts']} times" if child["restarts"] > 0 else ""
         doing = f"; {child['doing']} since {clock(child['since'])}" if child["alive"] and "doing" in child else ""
         lines.append(f"{name:<12} {state}{again}{doing}")
-    return lines
+    return [*lines, *health["warnings"]]

@@ -41,22 +41,32 @@ class LocalNetwork:
     Attributes:
         folder: `coordinator/` and `sites/<name>/` are in it.
         processes: by name; `coordinator` and the sites.
+        prefixes: by the same names, what its command begins with, such as `ip netns exec NAME`; nothing by default.
     """
 
-    def __init__(self, folder: Path, job: Job, data_dir: Path | None, policy: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        job: Job,
+        data_dir: Path | None,
+        policy: Mapping[str, Any] | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         """Divides the job's data set, makes the federation, and lets every hospital join it; nothing is started.
 
         Args:
             policy: keys of the hospitals' policy that differ from `allows(job)`.
+            host: the coordinator's address.
         """
         self.folder = folder.absolute()
         self.home = self.folder / "coordinator"
-        self.port = free_port()
+        self.host, self.port = host, free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.prefixes: dict[str, list[str]] = {}
         cases = open_dataset(job, data_dir)
         manifests = write_hospitals(job, cases, make_split(job, data_dir, cases), self.folder / "manifests")
         self.sites = sorted(manifests)
-        self._coordinator("init", "--name", "demo", "--address", f"127.0.0.1:{self.port}")
+        self._coordinator("init", "--name", "demo", "--address", f"{host}:{self.port}")
         for name, manifest in manifests.items():
             own_images(manifest, job, self.folder / "sites" / name / "data")
             self.join(name, {**allows(job), **(policy or {})})
@@ -90,7 +100,7 @@ class LocalNetwork:
 
     def start_coordinator(self) -> None:
         """Starts the coordinator and waits until the hospitals can reach it."""
-        self._start("coordinator", "coordinator", "start", "--home", self.home, "--listen", f"127.0.0.1:{self.port}")
+        self._start("coordinator", "coordinator", "start", "--home", self.home, "--listen", f"{self.host}:{self.port}")
         wait_for(lambda: self.daemon().get("superlink", {}).get("ready"), "the coordinator to be ready")
 
     def start_site(self, name: str) -> None:
@@ -165,7 +175,10 @@ class LocalNetwork:
     def _start(self, name: str, *arguments: object) -> None:
         log = (self.folder / f"{name}.out").open("ab")
         self.processes[name] = subprocess.Popen(
-            [COMMAND, *map(str, arguments)], stdout=log, stderr=log, env={**os.environ, **QUIET}
+            [*self.prefixes.get(name, []), COMMAND, *map(str, arguments)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **QUIET},
         )
         log.close()
 
@@ -205,7 +218,8 @@ def own_images(manifest: Path, job: Job, folder: Path) -> Path:
     folder.mkdir(parents=True)
     with manifest.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    columns = [header.index(name) for name in (*job.data.images, job.data.label)]
+    files = [*job.data.images, *([job.data.label] if job.task.kind == "segmentation" else [])]
+    columns = [header.index(name) for name in files]
     for column in columns:
         references = [row[column] for row in rows]
         if "::" in references[0]:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
+from server.aggregation import BLOCK
 from shared_models.errors import BadInput
-from shared_models.faults import WORKER_DIED, read_fault
+from shared_models.faults import UNREADABLE, WORKER_DIED, read_fault
 from shared_models.weights import Weights, from_record, mismatch
 
 _LONGEST_SENTENCE = 2000  # characters
+_LONGEST_REASON = 300  # characters, of what is wrong with an update
+
+LARGEST_MOVE = 10.0
+"""How far an update may lie from the global model that it began with, in lengths of that model (at least 1).
+
+Honest training moves a model by some hundredths of its length in a round, and by its whole length where it diverges. A
+site that means harm can do it within this bound, as within any; what is beyond it is broken, and would be the model.
+"""
+
+LARGEST_STATISTIC = 1e12
+"""Of a running statistic, which no training steps and which follows the scale of the images."""
 
 # Flower's error codes. The reason that comes with one may hold an exception's text with a path or a name in it, so it
 # is not shown.
@@ -31,7 +43,10 @@ _TRANSPORT = {
 
 
 class Rejected(Exception):
-    """An update that is left out, and why."""
+    """An update that is left out, and why: in a short sentence without control characters, whatever the site sent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(shown(reason, _LONGEST_REASON))
 
 
 class SiteFault(Exception):
@@ -58,8 +73,8 @@ def fault_of(reply: Message) -> str | None:
     a simulation sends one of its own, which is shown without control characters.
     """
     if reply.has_error():
-        if reply.error.reason == WORKER_DIED:
-            return WORKER_DIED
+        if reply.error.reason in (WORKER_DIED, UNREADABLE):
+            return str(reply.error.reason)
         return _TRANSPORT.get(reply.error.code, "Flower gave an error of an unknown kind")
     fault = reply.content.get("fault")
     if fault is None:
@@ -68,8 +83,12 @@ def fault_of(reply: Message) -> str | None:
         return "it gave no reason"
     if set(fault) != {"sentence"}:
         return read_fault(dict(fault))
-    text = str(fault["sentence"])[:_LONGEST_SENTENCE]
-    return "".join(character if character.isprintable() else " " for character in text)
+    return shown(str(fault["sentence"]), _LONGEST_SENTENCE)
+
+
+def shown(text: str, longest: int) -> str:
+    """A site's words, cut off, and without what could move a terminal's cursor."""
+    return "".join(character if character.isprintable() else " " for character in text[:longest])
 
 
 def admit(reply: Message, expected: Mapping[str, tuple[int, ...]]) -> Update:
@@ -83,6 +102,8 @@ def admit(reply: Message, expected: Mapping[str, tuple[int, ...]]) -> Update:
         Rejected: names, shapes, dtypes, a number or a value is not what it must be.
     """
     fault = fault_of(reply)
+    if fault == UNREADABLE:
+        raise Rejected(fault)
     if fault:
         raise SiteFault(fault)
     record, numbers = reply.content.get("weights"), reply.content.get("numbers")
@@ -124,6 +145,34 @@ def admit_tensors(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]]) 
             raise Rejected(f"'{name}' has values that are NaN or infinite")
         tensors[name] = array.astype(np.float32, copy=False)
     return tensors
+
+
+def check_move(tensors: Weights, current: Weights, trainable: Collection[str]) -> None:
+    """Whether an admitted update is a step from the model that it began with, and not the end of it.
+
+    Args:
+        tensors, current: the update and the global model that it began with, as they travel.
+        trainable: names of the tensors that are trained; the others are running statistics.
+
+    Raises:
+        Rejected: it is too far away for a training to have made it.
+    """
+    moved = length = 0.0
+    for name, tensor in tensors.items():
+        if name not in trainable:
+            largest = float(np.abs(tensor).max(initial=0))
+            if largest > LARGEST_STATISTIC:
+                raise Rejected(f"'{name}' has values up to {largest:.1e}, expected at most {LARGEST_STATISTIC:g}")
+            continue
+        ours, theirs = current[name].reshape(-1), tensor.reshape(-1)
+        for start in range(0, ours.size, BLOCK):
+            before = ours[start : start + BLOCK].astype(np.float64)
+            step = theirs[start : start + BLOCK] - before
+            moved += float(np.dot(step, step))
+            length += float(np.dot(before, before))
+    distance, most = math.sqrt(moved), LARGEST_MOVE * max(math.sqrt(length), 1.0)
+    if distance > most:
+        raise Rejected(f"it lies {distance:.1e} from the model that it began with, expected at most {most:.1e}")
 
 
 def _finite(numbers: MetricRecord, name: str) -> float:

@@ -11,9 +11,11 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
+from pydantic import Field
 
 from server.admission import Rejected, admit_tensors, fault_of
 from server.app import Result
@@ -21,11 +23,29 @@ from server.checkpoint import load_weights, save_weights, write_atomically
 from server.events import EventLog
 from server.judgement import FEDERATED, LOCAL, POOLED, collect, judge, undefined
 from server.participation import Reply, Site, ask, instruction
-from shared_models.job import Job
+from shared_models.job import Job, Section
 from shared_models.weights import Weights, fingerprint, to_record, travelling
 from shared_models.zoo import build
 
 BASELINES = ("local", POOLED)
+
+_Count = Annotated[int, Field(ge=0, lt=2**40)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Word = Annotated[str, Field(max_length=200)]
+
+
+class _Point(Section):
+    round: _Count
+    metrics: dict[_Word, _Number | None] = Field(max_length=1000)
+
+
+class _Learnt(Section):
+    """How a baseline was trained, as its site says; `curve` is its validation metrics round by round."""
+
+    steps: _Count
+    seconds: _Number
+    best_round: _Count
+    curve: list[_Point] = Field(max_length=100_000)
 
 
 def compare(grid: Grid, result: Result, job: Job, baselines: Collection[str], run_dir: Path, events: EventLog) -> None:
@@ -86,26 +106,30 @@ def _keep(reply: Reply, shapes: Mapping[str, tuple[int, ...]], job: Job, run_dir
     if message is None or fault:
         events.emit("warning", text=f"there is no baseline '{name}': {fault}", left_out=True)
         return
-    record, numbers = message.content.get("weights"), message.content.metric_records["numbers"]
+    record = message.content.get("weights")
     try:
         if not isinstance(record, ArrayRecord):
             raise Rejected("the reply has no record 'weights'")
         weights = admit_tensors(record, shapes)
+        note = {"model": name, **_learnt(message.content)}
     except Rejected as error:
         events.emit("warning", text=f"there is no baseline '{name}': {error}", left_out=True)
         return
-    note = {
-        "model": name,
-        "steps": numbers["steps"],
-        "seconds": numbers["seconds"],
-        "best_round": numbers["best_round"],
-        "curve": json.loads(str(message.content.config_records["curve"]["json"])),
-    }
     # The weights last: where they are, the baseline is finished.
     write_atomically(_path(run_dir, name).with_suffix(".json"), json.dumps(note).encode())
     notes = {"job_hash": job.fingerprint(), "round": note["best_round"], "fingerprint": fingerprint(weights)}
     save_weights(_path(run_dir, name), weights, **notes)
     events.emit("baseline_finished", **note)
+
+
+def _learnt(content: RecordDict) -> dict[str, Any]:
+    """What a site says of the training of a baseline. Raises Rejected where it is not in that form."""
+    try:
+        values = dict(content.metric_records["numbers"])
+        values["curve"] = json.loads(str(content.config_records["curve"]["json"]))
+        return _Learnt.model_validate(values).model_dump()
+    except (KeyError, ValueError, RecursionError):
+        raise Rejected("what the reply says of the training is not in the form of it") from None
 
 
 def _path(run_dir: Path, name: str) -> Path:

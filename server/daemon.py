@@ -1,7 +1,7 @@
 """`consilium coordinator start`: keeps the SuperLink, the TLS front and the run that is under way alive.
 
-One loop looks at everything twice a second. Runs are worked on one at a time, in the order they were asked for; a run
-whose process died goes on from its last checkpoint. What is under way is in `daemon.json`, for `status` to read.
+One loop looks at everything some times a second. Runs are worked on one at a time, in the order they were asked for; a
+run whose process died goes on from its last checkpoint. What is under way is in `daemon.json`, for `status` to read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,8 @@ from shared_models.flower_runtime import COORDINATOR_TASK, TaskQueue
 from shared_models.keys import load_private
 from shared_models.supervision import Child, only_one, rotating_log
 
-TICK = 0.5
+TICK = 0.2
+STATUS_SECONDS = 2.0
 SLOW_TICK = 10.0
 MOST_DEATHS = 5
 """A run whose process dies so often without finishing a round in between is stopped."""
@@ -80,8 +82,11 @@ class Coordinator:
         self._tasks = TaskQueue(self._superlink.runtime, COORDINATOR_TASK)
         self._current: Current | None = None
         self._stopping = False
-        self._ready = False
-        self._slow_at = 0.0
+        self._ready = self._took_over = False
+        self._slow_at = self._status_at = 0.0
+        self._status: dict[str, Any] = {}
+        self._woken = 0
+        self._warnings: list[str] = []
         self._nodes: dict[str, str] = {}
         self._problem: str | None = None
         self._began = time.time()
@@ -126,13 +131,26 @@ class Coordinator:
         except ConsiliumError as error:
             self._problem = str(error)
             self._log.info("%s", error)
+        self._wake_sites()
         self._write_status()
+
+    def _wake_sites(self) -> None:
+        """The process of the run writes whom it waits for whenever it has sent something."""
+        current = self._current
+        with suppress(OSError):
+            written = current.run.waiting_file.stat().st_mtime_ns if current else 0
+            if written != self._woken:
+                self._woken = written
+                self._front.wake()
 
     def _look_around(self) -> None:
         """What needs no haste: the registry's keys in the SuperLink, certificates, disk."""
         self._slow_at = time.monotonic() + SLOW_TICK
         control = self._superlink.control
         registered = control.nodes()
+        if not self._took_over:
+            control.stop_all_runs()
+            self._took_over = True
         self._ready = True
         wanted = {entry.public_key: entry for entry in self._federation.registry.entries()}
         for line in wanted.keys() - registered.keys():
@@ -141,6 +159,7 @@ class Coordinator:
         for line in registered.keys() - wanted.keys():
             control.unregister(registered[line][0])
             self._log.info("node %d was removed from the registry and may connect no more", registered[line][0])
+        self._warnings = self._federation.warnings(datetime.now(UTC))
         self._nodes = {entry.name: registered.get(line, (0, "registered"))[1] for line, entry in wanted.items()}
         given_back = self._superlink.reclaim()
         if given_back:
@@ -226,7 +245,7 @@ class Coordinator:
             return
         self._log.info("run %s: %s", current.run.name, current.run.state().phase)
         self._current = None
-        self._superlink.reclaim(at_least=1)
+        self._superlink.reclaim()
 
     def _stop_current(self, current: Current) -> None:
         if current.process is not None and current.process.alive:
@@ -236,6 +255,7 @@ class Coordinator:
         current.run.stop_file.unlink(missing_ok=True)
         current.run.move("stopped", exit_code=3, reason="stopped on request")
         self._current = None
+        self._superlink.reclaim()
 
     # --- the daemon itself ---
 
@@ -256,21 +276,25 @@ class Coordinator:
         return self._federation.paths.home / "daemon.json"
 
     def _write_status(self) -> None:
+        """Whenever something has changed; and now and then, so that it is seen that the daemon is alive."""
         superlink = self._superlink.process
         status: dict[str, Any] = {
             "pid": os.getpid(),
             "since": self._began,
-            "at": time.time(),
             "listens_at": self.listens_at,
             "superlink": {"ready": self._ready, "restarts": superlink.restarts, "pid": superlink.pid},
             "run": self._current.run.name if self._current else None,
             "run_pid": self._current.process.pid if self._current and self._current.process else None,
             "sites": self._nodes,
             "problem": self._problem,
-            "warnings": self._federation.warnings(datetime.now(UTC)),
+            "warnings": self._warnings,
         }
-        with whole_file(self._status_file) as file:
-            file.write(json.dumps(status, indent=1).encode())
+        if status == self._status and time.monotonic() < self._status_at:
+            return
+        self._status, self._status_at = status, time.monotonic() + STATUS_SECONDS
+        # A full disk is no reason for the daemon to end.
+        with suppress(OSError), whole_file(self._status_file) as file:
+            file.write(json.dumps({"at": time.time(), **status}, indent=1).encode())
 
     def _front_says(self, event: str, **facts: Any) -> None:
         self._log.info("%s %s", event, json.dumps(facts, default=str))

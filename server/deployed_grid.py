@@ -12,15 +12,25 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.participation import content_bytes
 from server.registry import Registry
 from shared_models.files import whole_file
+from shared_models.flower_messages import ROOM, pull_reply, reply_of_the_lost
 from shared_models.flower_runtime import HttpGrid, public_line
 from shared_models.job import Job
 from shared_models.orders import Order, sign_order
+from shared_models.tasks import task_of
+
+LOOK_SECONDS = 10.0
+"""How often it is looked whether a site that has not answered was away meanwhile."""
+
+LONGEST_PULL_SECONDS = 600.0
+"""How long a reply that was announced may take to arrive, where no deadline is nearer."""
 
 LONGEST_ORDER_SECONDS = 12 * 3600.0
 """How long an order without a deadline holds: as long as Flower keeps a message."""
@@ -65,6 +75,11 @@ class DeployedGrid(Grid):
         self._job_hash = signer.job.fingerprint()
         self._waiting: dict[str, Waiting] = {}
         self._names: dict[int, str] = {}
+        self._row_bytes = sum(array.nbytes for array in task_of(signer.job).sums([], np.zeros((1, 0))).values())
+        self._largest: dict[str, int] = {}  # message id -> bytes that its reply may have
+        self._since: dict[int, str] = {}  # node -> when it came last
+        self._sent: dict[str, tuple[int, str]] = {}  # message id -> node, and when that had come
+        self._look_at = 0.0
 
     def set_run(self, run: object) -> None:
         raise NotImplementedError("the run of a deployed grid is the one that it was made for")
@@ -91,6 +106,7 @@ class DeployedGrid(Grid):
             entry = self._registry.site_of(line) if line else None
             if entry and entry.name in expected:
                 found[node.node_id] = entry.name
+            self._since[node.node_id] = node.last_activated_at
         self._names |= found
         return found
 
@@ -113,19 +129,42 @@ class DeployedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         found = []
         for message_id in message_ids:
-            for message in self._flower.pull_messages([message_id]):
-                self._waiting.pop(message_id, None)
+            waiting = self._waiting.get(message_id)
+            until = waiting.until if waiting and waiting.until else float("inf")
+            seconds = min(max(until - time.time(), 1.0), LONGEST_PULL_SECONDS)
+            message = pull_reply(self._flower, message_id, self._largest.get(message_id, ROOM), seconds)
+            if message is None and self._was_away(message_id):
+                message = reply_of_the_lost(self._flower, message_id)
+            if message is not None:
+                self._forget(message_id)
                 found.append(message)
         now = time.time()
         late = [name for name, one in self._waiting.items() if one.until is not None and one.until < now]
         for name in late:
-            del self._waiting[name]
+            self._forget(name)
         if found or late:
             self._write()
         return found
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         raise NotImplementedError("replies are taken one at a time, as they arrive")
+
+    def _was_away(self, message_id: str) -> bool:
+        """Whether a node has come anew since it was asked: if so, it has forgotten the question.
+
+        Flower says that a node is not there only to who asks while it is not.
+        """
+        if message_id not in self._sent:
+            return False
+        if time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + LOOK_SECONDS
+            self.site_names()
+        node, since = self._sent[message_id]
+        return self._since.get(node, since) != since
+
+    def _forget(self, message_id: str) -> None:
+        for facts in (self._waiting, self._largest, self._sent):
+            facts.pop(message_id, None)
 
     def _signed(self, message: Message) -> Message:
         """The message with an order for its site in the instruction; its arrays are shared, not copied."""
@@ -152,7 +191,13 @@ class DeployedGrid(Grid):
 
     def _note(self, message_id: str, message: Message) -> None:
         metadata, now = message.metadata, time.time()
-        number = message.content.config_records["instruction"].get("round")
+        instruction = message.content.config_records["instruction"]
+        # No answer is larger than the model that came with the question, but for the sums of an evaluation.
+        replicates = instruction.get("replicates")
+        sums = self._row_bytes * (replicates + 1) if isinstance(replicates, int) else 0
+        self._largest[message_id] = content_bytes(message.content) + sums + ROOM
+        self._sent[message_id] = metadata.dst_node_id, self._since[metadata.dst_node_id]
+        number = instruction.get("round")
         self._waiting[message_id] = Waiting(
             self._names[metadata.dst_node_id],
             metadata.message_type,

@@ -30,7 +30,8 @@ from server.registry import Registry
 from shared_models.errors import BadInput
 
 HOLD_SECONDS = 15.0  # a SuperNode gives up after 30 s without an answer
-LOOK_SECONDS = 0.5  # how often it is looked for a message meanwhile
+LOOK_SECONDS = 3.0  # how often it is looked for a message meanwhile, as often as a SuperNode would ask
+WAKE_SECONDS = 0.1  # how soon it is looked for one after `wake`
 LARGEST_HEADERS = 16 * 1024  # bytes; a SuperNode sends about 1 KB
 REQUEST_SECONDS = 10  # from connecting, or from the first byte of a later request, to the end of the headers
 KEEP_ALIVE_SECONDS = 15  # a SuperNode asks every 3 s
@@ -93,6 +94,7 @@ class Front:
         self._client: httpx.AsyncClient
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
+        self._wakes = 0
 
     def start(self) -> None:
         """Listen, in a thread; ``address`` is then the host and port that were taken.
@@ -123,6 +125,10 @@ class Front:
             return
         self._server.should_exit = True
         self._thread.join()
+
+    def wake(self) -> None:
+        """There may be a message: let the sites that wait for one look at once."""
+        self._wakes += 1
 
     @property
     def is_alive(self) -> bool:
@@ -221,16 +227,19 @@ class Front:
         A SuperNode sleeps 3 s after an empty answer, whatever comes meanwhile.
         """
         content = b"".join([chunk async for chunk in exchange.body(largest, traffic)])
+        last_look, wakes = 0.0, self._wakes
         gone = asyncio.ensure_future(exchange.receive())  # nothing comes any more but the end of the connection
         end = time.monotonic() + HOLD_SECONDS
         try:
             while True:
-                answer = await self._client.post(self.upstream + path, headers=headers, content=content)
-                _check(answer)
-                if answer.content or not answer.is_success or time.monotonic() > end:
-                    await exchange.give_back(answer, traffic)
-                    return
-                await asyncio.wait([gone], timeout=LOOK_SECONDS)
+                if self._wakes != wakes or time.monotonic() - last_look > LOOK_SECONDS:
+                    last_look, wakes = time.monotonic(), self._wakes
+                    answer = await self._client.post(self.upstream + path, headers=headers, content=content)
+                    _check(answer)
+                    if answer.content or not answer.is_success or time.monotonic() > end:
+                        await exchange.give_back(answer, traffic)
+                        return
+                await asyncio.wait([gone], timeout=WAKE_SECONDS)
                 if gone.done():
                     raise Left
                 signed_by(exchange.headers, self._registry, path)  # it may have been suspended meanwhile

@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from server.admission import fault_of
+from server.admission import fault_of, shown
 from server.deployed_grid import DeployedGrid
 from server.events import EventLog
 from server.participation import LONGEST_POLL, SHORTEST_POLL, Site, instruction
 from shared_models.errors import RunStopped
+from shared_models.faults import UNREADABLE
 from shared_models.job import Job, Section
 
 ASK_AGAIN_SECONDS = 15.0
@@ -30,19 +31,19 @@ NOT_YET = ("waiting", "closed", "stopping")
 
 
 Count = Annotated[int, Field(ge=0, lt=2**40)]
-Words = Annotated[str, Field(max_length=1000)]
+Split = Literal["train", "validation", "test"]
+Words = Annotated[str, Field(max_length=1000), AfterValidator(lambda text: shown(text, 1000))]
 
 
 class Prepared(Section):
     """What a site says of its data: counts, and why cases were set aside."""
 
-    cases: dict[Words, Count]
-    patients: dict[Words, Count]
+    cases: dict[Split, Count] = Field(min_length=3)
+    patients: dict[Split, Count] = Field(min_length=3)
     classes: dict[Words, dict[Words, Count]]
     quarantined: Annotated[dict[Words, Words], Field(max_length=100_000)]
     duplicates: Count
     warnings: Annotated[list[Words], Field(max_length=1000)]
-    version: Words | None = None
 
 
 class Introduction:
@@ -62,7 +63,7 @@ class Introduction:
         self.ready: dict[str, Site] = {}
         self._grid, self._job, self._events, self._wait_seconds = grid, job, events, wait_seconds
         self._content = RecordDict({"instruction": instruction(job)})
-        self._asked: dict[str, tuple[int, float]] = {}  # message id -> node and when
+        self._asked: dict[str, tuple[int, str | None, float]] = {}  # message id -> node, its site and when
         self._answered: dict[int, float] = {}  # node -> when it may be asked again
         self._refused: set[str] = set()
         self._not_yet: dict[str, str] = {}  # site -> why it will be asked again
@@ -123,7 +124,7 @@ class Introduction:
         for node, name in nodes.items():  # a site that was removed and admitted again has another node
             if name in self.ready and self.ready[name].node != node:
                 self.ready[name] = replace(self.ready[name], node=node)
-        ready, asked = {site.node for site in self.ready.values()}, {node for node, _ in self._asked.values()}
+        ready, asked = {site.node for site in self.ready.values()}, {node for node, *_ in self._asked.values()}
         self._answered = {node: when for node, when in self._answered.items() if node in nodes}
         for node in nodes.keys() - ready - asked:
             if now < self._answered.get(node, now):
@@ -131,15 +132,15 @@ class Introduction:
             message = Message(content=self._content, dst_node_id=node, message_type=f"{MessageType.QUERY}.prepare")
             for message_id in self._grid.push_messages([message]):
                 if message_id:
-                    self._asked[message_id] = node, now
+                    self._asked[message_id] = node, nodes[node], now
 
     def hear(self) -> bool:
         """Takes the answers that have come; whether there were any."""
         heard = False
         for message_id in list(self._asked):
             for message in self._grid.pull_messages([message_id]):
-                node, when = self._asked.pop(message_id)
-                self._take(node, message, time.monotonic() - when)
+                node, name, when = self._asked.pop(message_id)
+                self._take(node, name, message, time.monotonic() - when)
                 heard = True
         return heard
 
@@ -159,12 +160,14 @@ class Introduction:
             return False
         return bool(self._missing() - self._refused)
 
-    def _take(self, node: int, message: Message, seconds: float) -> None:
+    def _take(self, node: int, known: str | None, message: Message, seconds: float) -> None:
         fault = fault_of(message)
         record = message.content.config_records.get("prepared") if message.has_content() else None
-        # The registry's name where there is one: a site does not choose who it is.
-        name = self._nodes().get(node) or (str(record["site"]) if record else f"node {node}")
-        passes = bool(fault) and _code(message) in NOT_YET
+        # The registry's name where there is one, as it was when the site was asked: a site does not choose who it is,
+        # not even by going away before its answer is read.
+        name = known or (str(record["site"]) if record else f"node {node}")
+        lost = self._wait_seconds is not None and message.has_error() and fault != UNREADABLE
+        passes = bool(fault) and (lost or _code(message) in NOT_YET)
         self._answered[node] = time.monotonic() + (ASK_AGAIN_SECONDS if passes else float("inf"))
         if fault and passes:
             if self._not_yet.get(name) != fault:
@@ -179,10 +182,12 @@ class Introduction:
         except (ValidationError, KeyError):
             self._refuse(name, "its answer was not understood")
             return
-        self.ready[name] = Site(name, node, summary.cases)
+        self.ready[name] = Site(name, node, {split: count for split, count in summary.cases.items()})
         self._refused.discard(name)
         self._not_yet.pop(name, None)
-        self._events.emit("site_ready", site=name, seconds=round(seconds, 3), **summary.model_dump(exclude_none=True))
+        # A simulated site has this very version, and no policy.
+        deployed = {"version": shown(str(record["version"]), 100)} if "version" in record else {}
+        self._events.emit("site_ready", site=name, seconds=round(seconds, 3), **deployed, **summary.model_dump())
 
     def _refuse(self, name: str, reason: str) -> None:
         self._refused.add(name)
@@ -191,5 +196,5 @@ class Introduction:
 
 
 def _code(message: Message) -> str | None:
-    fault = message.content.get("fault")
+    fault = message.content.get("fault") if message.has_content() else None
     return str(fault.get("code")) if isinstance(fault, ConfigRecord) else None

@@ -96,6 +96,12 @@ class LiveDisplay:
     def _site_refused(self, event: Event) -> None:
         self._warn(f"{event['site']} does not take part: {event['reason']}")
 
+    def _site_waiting(self, event: Event) -> None:
+        self._say(f"{event['site']} is not ready yet: {event['reason']}")
+
+    def _waiting_for_sites(self, event: Event) -> None:
+        self._warn(f"{event['needed']} sites are needed and {event['connected']} connected: the run waits")
+
     def _print_sites(self) -> None:
         """The table of hospitals, once all have answered."""
         if not self._sites:
@@ -104,8 +110,13 @@ class LiveDisplay:
         for column in ("train", "validation", "test", "quarantined"):
             table.add_column(column, justify="right")
         shown = sorted(self._sites.items())[:HOSPITAL_ROWS]
+        deployed = any("version" in event for _, event in shown)
+        if deployed:
+            for column in ("patients", "version", "policy"):
+                table.add_column(column, justify="right")
         for site, event in shown:
-            table.add_row(Text(site), *_numbers(event))
+            real = [str(sum(event["patients"].values())), event.get("version", ""), "allows it"] if deployed else []
+            table.add_row(Text(site), *_numbers(event), *real)
         if len(self._sites) > len(shown):
             table.add_row(f"... of {len(self._sites)} in all", *map(str, _totals(list(self._sites.values()))))
         self._console.print(table)

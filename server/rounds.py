@@ -11,7 +11,7 @@ from flwr.app import MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from server import optimizers
-from server.admission import Rejected, SiteFault, Update, admit
+from server.admission import Rejected, SiteFault, Update, admit, check_move
 from server.aggregation import BLOCK, RunningSum
 from server.checkpoint import CheckpointStore, RunState
 from server.events import EventLog
@@ -36,14 +36,14 @@ def run_rounds(
     """All rounds from the state's next one to the last.
 
     Args:
-        gather: called with the number of sites that a round needs before each one.
+        gather: called before each attempt at a round with the number of sites that it needs; waits for them.
 
     Raises:
-        RunStopped: a round stayed below its quorum after every retry; what was done so far is kept.
+        RunStopped: a round stayed below its quorum after every retry, or `gather` waited in vain; what was done so
+            far is kept.
     """
     while state.round < job.federation.rounds:
-        gather(quorum(job, min(len(sites), job.federation.sites_per_round or len(sites))))
-        state = one_round(grid, sites, job, tensors, state, events)
+        state = one_round(grid, sites, job, tensors, state, events, gather)
         if _is_due(job, state.round):
             validate(grid, sites, job, state, events)
         store.save(state, events.size())
@@ -51,13 +51,21 @@ def run_rounds(
 
 
 def one_round(
-    grid: Grid, sites: Mapping[str, Site], job: Job, tensors: list[TensorInfo], state: RunState, events: EventLog
+    grid: Grid,
+    sites: Mapping[str, Site],
+    job: Job,
+    tensors: list[TensorInfo],
+    state: RunState,
+    events: EventLog,
+    gather: Callable[[int], None],
 ) -> RunState:
     """One round, tried again while it stays below the quorum."""
     number, began = state.round + 1, time.monotonic()
     record = to_record(state.weights)
     state.weights = from_record(record)  # views of the record: one copy of the model is held, not two
     for attempt in range(job.federation.retries + 1):
+        # Before every attempt: a round that lost a site is not tried again in vain until the site is back.
+        gather(quorum(job, min(len(sites), job.federation.sites_per_round or len(sites))))
         drawn = draw(job, list(sites), number, attempt)
         events.emit("round_started", round=number, attempt=attempt, sites=drawn)
         content = RecordDict({"instruction": instruction(job, round=number), "weights": record})
@@ -105,13 +113,13 @@ def _gather(
     Args:
         place: the round and the attempt, for the record.
     """
-    shapes = {t.name: t.shape for t in tensors if t.travels}
+    current = from_record(content.array_records["weights"])
     total, loss = RunningSum(), 0.0
     # The largest first: where sites share a machine, the round ends sooner.
     order = sorted(drawn, key=lambda site: -site.cases["train"])
     requests = {site.name: (site.node, content) for site in order}
     for reply in ask(grid, requests, MessageType.TRAIN, job.federation.deadline_seconds):
-        update = _admitted(reply, shapes, place, events)
+        update = _admitted(reply, tensors, current, place, events)
         if update:
             total.add(update.tensors, update.weight)
             loss += update.loss * update.weight
@@ -120,7 +128,7 @@ def _gather(
 
 
 def _admitted(
-    reply: Reply, shapes: Mapping[str, tuple[int, ...]], place: tuple[int, int], events: EventLog
+    reply: Reply, tensors: Sequence[TensorInfo], current: Weights, place: tuple[int, int], events: EventLog
 ) -> Update | None:
     """The update in a reply if it is fit to be summed; either way, what became of it goes on record."""
     update, status, reason = None, "used", None
@@ -129,13 +137,14 @@ def _admitted(
             raise SiteFault(NOT_CONNECTED)
         if reply.message is None:
             raise TimeoutError(reply.why)
-        update = admit(reply.message, shapes)
+        update = admit(reply.message, {t.name: t.shape for t in tensors if t.travels})
+        check_move(update.tensors, current, {t.name for t in tensors if t.trainable})
     except TimeoutError as error:
         status, reason = "late", str(error)
     except SiteFault as error:
         status, reason = "failed", str(error)
     except Rejected as error:
-        status, reason = "rejected", str(error)
+        update, status, reason = None, "rejected", str(error)
     events.emit(
         "site_replied",
         round=place[0],

@@ -17,7 +17,6 @@ from shared_models.keys import load_private
 from shared_models.supervision import Child, free_port, memory_file
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-RECLAIM_BYTES = 8 * 2**20
 
 
 class SuperLink:
@@ -69,20 +68,18 @@ class SuperLink:
             command, inherit=[key, secret], environment={"FLWR_HOME": str(self._paths.superlink.absolute())}
         )
 
-    def reclaim(self, at_least: int = RECLAIM_BYTES) -> int:
+    def reclaim(self) -> int:
         """Gives back the space of updates that were taken, and overwrites what they were; returns the bytes.
 
-        Flower deletes a message's rows once it was pulled, but their pages stay in the file as they are.
-
-        Args:
-            at_least: bytes that are worth it.
+        Flower deletes a message's rows once it was pulled, but their pages stay in the file as they are. It is done
+        when they are a quarter of the file, because the rest of the file is written anew.
         """
         if not self.database.exists():
             return 0
         try:
             with closing(sqlite3.connect(self.database, timeout=5, isolation_level=None)) as connection:
-                (free,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in _SPACE)
-                if free * size < at_least:
+                (free,), (pages,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in _SPACE)
+                if free * 4 < pages:
                     return 0
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -91,4 +88,4 @@ class SuperLink:
             return 0  # it is busy; there will be a quieter moment
 
 
-_SPACE = ("freelist_count", "page_size")
+_SPACE = ("freelist_count", "page_count", "page_size")

@@ -24,6 +24,9 @@ _MOST_CHARACTERS = 400  # of one text of a refusal
 WORKER_DIED = "the worker process died, perhaps for lack of memory; a new one was started"
 """What a simulation says of its own worker."""
 
+UNREADABLE = "its reply is larger than an answer to this question can be, or cannot be read"
+"""What the coordinator says of bytes that are no message."""
+
 QUARANTINE: dict[str, str] = {
     "file_missing": "a file does not exist, or the manifest names none",
     "file_unreadable": "a file cannot be read",

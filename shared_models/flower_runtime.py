@@ -4,15 +4,15 @@ A SuperLink and a SuperNode hand out tasks at their Runtime API, to whoever prov
 Flower answers each with a new process that unpacks and imports the coordinator's app bundle. Here a process that
 already runs takes the task and answers with the app that is installed; a bundle is measured, and dropped unopened.
 
-Together with `simulation/engine.py` the only place that imports what is not public in flwr.
+Together with `flower_messages.py` and `simulation/engine.py` the only place that imports what is not public in flwr.
 `tests/shared_models/test_flower_runtime.py` fails when a new flwr changes it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
@@ -26,20 +26,29 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from flwr.app import Context, Message
 from flwr.cli.build import build_fab_from_files
-from flwr.common.constant import SubStatus
-from flwr.common.serde import fab_to_proto, run_from_proto
+from flwr.common.constant import Status, SubStatus
+from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
+    ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
     UnregisterNodeRequest,
 )
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PullTaskInputResponse,
+    PushTaskOutputRequest,
+)
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -50,7 +59,9 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid as HttpGrid
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
+from flwr.supernode.runtime.run_clientapp import push_message
+
+from shared_models.flower_messages import GivenUp, Unreadable, fetch
 
 SITE_TASK, COORDINATOR_TASK = TaskType.CLIENT_APP.value, TaskType.SERVER_APP.value
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -127,28 +138,31 @@ class SiteTask:
     def __init__(self, client: RuntimeHttpClient, message: Message, context: Context, bundle: Bundle) -> None:
         self.message, self.context, self.bundle = message, context, bundle
         self._client = client
-        self._answered = False
 
     def answer(self, reply: Message) -> None:
-        """Hands the reply to the SuperNode."""
-        push_message(self._client, reply, self.context)
-        self._finish(SubStatus.COMPLETED, "")
-
-    def abandon(self) -> None:
-        """Tells the SuperNode, if it can still be told, that there will be no reply."""
-        if not self._answered:
-            self._finish(SubStatus.FAILED, "abandoned")
-
-    def _finish(self, status: str, details: str) -> None:
-        self._answered = True
-        self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
+        """Hands the reply to the SuperNode. Raises RunNotRunning when nobody wants it any more."""
+        try:
+            push_message(self._client, reply, self.context)
+        except ObjectPushError:  # the SuperNode has dropped the reply while it was taking it
+            raise RunNotRunning from None
+        self._client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
 
 
 @contextmanager
-def site_task(runtime: Runtime, token: str) -> Iterator[SiteTask]:
+def site_task(runtime: Runtime, token: str, is_stale: Callable[[], bool]) -> Iterator[SiteTask]:
     """The task behind a token at a site; while the block runs, the SuperNode knows that it is being worked on.
 
     A SuperNode or coordinator that no longer wants the task raises SIGINT in this process.
+
+    A SuperNode waits for the reply to the message that it took last, whichever reply comes. So a task without an answer
+    is left to expire with its heartbeat, within a minute: only then there is a reply, that it crashed. A stale task
+    must not: its reply would be taken for that of the next message, and the SuperNode be one reply behind for good.
+
+    Args:
+        is_stale: asked while parts of the message have not arrived: has the SuperNode given it up, and taken another?
+
+    Raises:
+        Unreadable: its message cannot be taken.
     """
     client = RuntimeHttpClient.from_server_address(
         server_address=runtime.address,
@@ -168,8 +182,20 @@ def site_task(runtime: Runtime, token: str) -> Iterator[SiteTask]:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     try:
         heartbeat.start()
-        message, context, _, fab = pull_task_input(client)
-        yield SiteTask(client, message, context, Bundle(hashlib.sha256(fab.content).hexdigest(), len(fab.content)))
+        given = client.PullTaskInput(PullTaskInputRequest())
+        _identify(given)
+        context, fab = context_from_proto(given.context), given.fab.content
+        trees = client.PullMessages(PullAppMessagesRequest()).message_object_trees
+        if not trees:
+            raise Unreadable("the task has no message")
+        try:
+            message = fetch(client, Node(node_id=context.node_id), context.run_id, trees[0], give_up=is_stale)
+        except GivenUp:
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="stale"))
+            raise
+        except ObjectPullError:
+            raise Unreadable("the message of the task did not arrive whole") from None
+        yield SiteTask(client, message, context, Bundle(hashlib.sha256(fab).hexdigest(), len(fab)))
     finally:
         if heartbeat.is_running:
             heartbeat.stop()
@@ -195,8 +221,7 @@ def coordinator_task(runtime: Runtime, token: str) -> Iterator[HttpGrid]:
     try:
         heartbeat.start()
         given = client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
-        TaskIdentity.node_id = given.context.node_id
+        _identify(given)
         grid.set_run(run_from_proto(given.run))
         yield grid
         status, details = SubStatus.COMPLETED, ""
@@ -209,6 +234,12 @@ def coordinator_task(runtime: Runtime, token: str) -> Iterator[HttpGrid]:
         if heartbeat.is_running:
             heartbeat.stop()
         grid.close()
+
+
+def _identify(given: PullTaskInputResponse) -> None:
+    """Tells Flower, which keeps it for the whole process, which task is being worked on."""
+    TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+    TaskIdentity.node_id = given.context.node_id
 
 
 class Control:
@@ -245,11 +276,19 @@ class Control:
         return int(self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id)
 
     def stop_run(self, run_id: int) -> None:
-        """Ends a Flower run, should it still be running."""
+        """Ends a Flower run, should it still be running; nothing is kept of its messages."""
         try:
             self._client.StopRun(StopRunRequest(run_id=run_id))
         except httpx.HTTPStatusError:
-            return  # it has ended by itself
+            # It has ended by itself. Asked about such a run, Flower drops what is left of its messages.
+            with suppress(httpx.HTTPStatusError):
+                self._client.ListRuns(ListRunsRequest(run_id=run_id))
+
+    def stop_all_runs(self) -> None:
+        """Ends whatever Flower runs a coordinator that crashed has left behind."""
+        for run_id, run in self._client.ListRuns(ListRunsRequest()).run_dict.items():
+            if run.status.status != Status.FINISHED:
+                self.stop_run(run_id)
 
     def close(self) -> None:
         """Closes the connection."""

@@ -37,6 +37,7 @@ Code = Literal[
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NONCE = re.compile(r"[A-Za-z0-9_-]{16,64}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 
 class BadOrder(BadInput):
@@ -53,6 +54,7 @@ class Order:
 
     federation: str
     run: str
+    """Its name: at most 200 letters, digits, `_`, `.` or `-`."""
     flower_run: int
     site: str
     question: str
@@ -237,6 +239,8 @@ def _check_values(content: dict[str, Any]) -> None:
         raise _malformed("job_hash is not the 64 hexadecimal digits of a SHA-256")
     if not _NONCE.fullmatch(content["nonce"]):
         raise _malformed("nonce is not 16 to 64 letters, digits, '-' or '_'")
+    if not _RUN.fullmatch(content["run"]):  # the site names a folder after it
+        raise _malformed("run is not 1 to 200 letters, digits, '_', '.' or '-' that begin with a letter or digit")
     times = content["issued"], content["expires"]
     if not all(map(math.isfinite, times)) or times[0] >= times[1]:
         raise _malformed("it expires before it is issued")

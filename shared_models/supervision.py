@@ -14,7 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
+from typing import cast
 
 from shared_models.errors import BadInput
 
@@ -33,13 +35,25 @@ def rotating_log(path: Path) -> logging.Logger:
     """A log of at most 60 MB in all, readable by its owner only; its lines carry the UTC time."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = logging.Logger(path.stem)
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
-    path.chmod(0o600)
+    handler = _PrivateHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
     formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     log.addHandler(handler)
     return log
+
+
+class _PrivateHandler(logging.handlers.RotatingFileHandler):
+    """Its files, also those that follow a full one, are readable by their owner only."""
+
+    def _open(self) -> TextIOWrapper:
+        file = open(self.baseFilename, self.mode, encoding=self.encoding, opener=_private)  # noqa: SIM115
+        os.fchmod(file.fileno(), 0o600)  # one that was there already
+        return cast(TextIOWrapper, file)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def memory_file(content: bytes) -> int:
@@ -176,9 +190,13 @@ class Child:
             self._log.info("%s: %s", self.name, line.decode("utf-8", "replace").rstrip())
 
 
+# Looked up before any fork: between a fork and the other program, little is safe to do.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
 def _end_with(parent: int) -> None:
     """In the child, before it becomes another program: Linux ends it when its parent ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _prctl:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)

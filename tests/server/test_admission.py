@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.admission import Rejected, SiteFault, admit, fault_of
+from server.admission import LARGEST_STATISTIC, Rejected, SiteFault, admit, check_move, fault_of
 from shared_models.faults import WORKER_DIED, fields, sentence
 from shared_models.weights import to_record
 
@@ -55,6 +55,89 @@ def test_tensors_that_are_not_fit_to_be_summed(tensors, reason):
 def test_large_finite_values_are_not_taken_for_infinity():
     largest = np.full((2, 2), np.finfo(np.float32).max)
     assert admit(reply({**GOOD, "a": largest}), SHAPES).tensors["a"][0, 0] == np.finfo(np.float32).max
+
+
+MODEL = {"w": np.full(300_000, 0.01, np.float32), "b": np.zeros(3, np.float32), "mean": np.zeros(3, np.float32)}
+
+
+def moved(**changes):
+    check_move({**MODEL, **changes}, MODEL, {"w", "b"})
+
+
+def test_an_update_that_trained_is_near_enough_however_far_its_statistics_went():
+    moved()
+    moved(w=-MODEL["w"], b=np.full(3, 30, np.float32))
+    moved(mean=np.full(3, 65535.0**2, np.float32))  # images of 16 bits that nobody normalised
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"b": np.array([0, 1e30, 0], np.float32)},
+        {"b": np.array([0, 0, np.finfo(np.float32).max], np.float32)},
+        {"w": np.full(300_000, 1, np.float32)},
+        {"w": MODEL["w"] * 20},
+        {"w": np.concatenate([MODEL["w"][:-1], np.float32([-60])])},  # in the last block
+    ],
+)
+def test_an_update_that_no_training_made_is_rejected(changes):
+    with pytest.raises(
+        Rejected, match=r"it lies \d\.\de\+\d\d from the model that it began with, expected at most 5\.5e"
+    ):
+        moved(**changes)
+
+
+def test_a_model_shorter_than_one_may_move_by_ten():
+    small = {"b": np.zeros(2, np.float32)}
+    check_move({"b": np.array([9.9, 0], np.float32)}, small, {"b"})
+    with pytest.raises(Rejected, match="expected at most 1.0e"):
+        check_move({"b": np.array([10.1, 0], np.float32)}, small, {"b"})
+
+
+def test_a_running_statistic_beyond_any_image_is_rejected():
+    with pytest.raises(Rejected, match=r"'mean' has values up to 1\.0e\+30, expected at most 1e\+12"):
+        moved(mean=np.array([0, -1e30, 0], np.float32))
+    moved(mean=np.array([0, LARGEST_STATISTIC, 0], np.float32))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 0)])
+def test_tensors_of_one_value_and_of_none_can_be_measured(shape):
+    one = {"a": np.zeros(shape, np.float32)}
+    check_move(one, one, {"a"})
+    check_move(one, one, set())
+
+
+HEADERS = [
+    b"{'descr': (",
+    b"(" * 3900,
+    b"-" * 4000 + b"1",
+    b"{[]: 1}",
+    b"{1: 2, 'a': 3}",
+    b"{'descr': ('<f4',), 'fortran_order': False, 'shape': (2, 2)}",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (50000, 50000)}",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"9" * 3000 + b",)}",
+    b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 2)}",
+    b"\xff" * 100,
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=range(len(HEADERS)))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_header_made_to_break_the_reader_is_one_more_reason_to_reject(header):
+    data = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header + bytes(16)
+    content = reply().content
+    content["weights"]["a"] = Array("float32", (2, 2), "numpy.ndarray", data)
+    with pytest.raises(Rejected, match=r"^tensor 'a' cannot be read as a numpy array \(\w+\)$"):
+        admit(Message(content, reply_to=question()), SHAPES)
+
+
+def test_what_a_site_calls_its_tensors_cannot_fill_or_move_the_screen():
+    with pytest.raises(Rejected) as caught:
+        admit(reply({**GOOD, "\x1b[2J\nHospital B: all is well" + "x" * 10**6: GOOD["b"]}), SHAPES)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+    with pytest.raises(Rejected) as caught:
+        admit(reply(loss=[0.5] * 10**5), SHAPES)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def test_a_site_that_asks_for_messages_is_answered_when_there_is_one(
     federation: Federation, north: EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(front_module, "WAKE_SECONDS", 0.01)
     looks: list[int] = []
 
     def third_time(handler: BaseHTTPRequestHandler) -> None:
@@ -177,6 +178,7 @@ def test_a_site_that_is_suspended_while_it_waits_for_messages_gets_none(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(front_module, "WAKE_SECONDS", 0.01)
     key = federation.admit("patient")
 
     def nothing(handler: BaseHTTPRequestHandler) -> None:
@@ -194,6 +196,7 @@ def test_a_site_that_has_waited_long_enough_gets_the_empty_answer(
 ) -> None:
     monkeypatch.setattr(front_module, "HOLD_SECONDS", 0.05)
     monkeypatch.setattr(front_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(front_module, "WAKE_SECONDS", 0.01)
 
     def nothing(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

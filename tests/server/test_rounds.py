@@ -96,7 +96,7 @@ def play(tmp_path, sites, order=None, **federation):
     grid = ScriptedGrid(sites, order)
     roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(len(sites))}
     events = EventLog(tmp_path / "events.jsonl")
-    state = one_round(grid, roster, job(**federation), TENSORS, RunState(START), events)
+    state = one_round(grid, roster, job(**federation), TENSORS, RunState(START), events, lambda needed: None)
     return state, list(read_events(tmp_path / "events.jsonl"))
 
 
@@ -171,6 +171,17 @@ def test_below_quorum_the_round_is_run_again_from_the_same_model(tmp_path):
     np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(1.0))
 
 
+def test_before_every_attempt_the_sites_that_it_needs_are_waited_for(tmp_path):
+    def recovers(weights, call):
+        return update(weights) if call > 1 else Error(1, "restarting")
+
+    grid, needed = ScriptedGrid([recovers, moved(1.0), moved(1.0)]), []
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(3)}
+    events = EventLog(tmp_path / "events.jsonl")
+    one_round(grid, roster, job(quorum=3), TENSORS, RunState(START), events, needed.append)
+    assert needed == [3, 3]
+
+
 def test_a_round_that_stays_below_quorum_stops_the_run_and_keeps_the_rounds_before(tmp_path):
     def fails_in_round_two(weights, call):
         return update({"w": weights["w"] + np.float32(1)}) if call == 1 else Error(1, "gone")
@@ -197,6 +208,6 @@ def test_only_the_sites_drawn_are_asked(tmp_path):
     grid = ScriptedGrid([moved(float(i)) for i in range(6)])
     roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(6)}
     events = EventLog(tmp_path / "events.jsonl")
-    one_round(grid, roster, job(sites_per_round=2), TENSORS, RunState(START), events)
+    one_round(grid, roster, job(sites_per_round=2), TENSORS, RunState(START), events, lambda needed: None)
     started = next(event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "round_started")
     assert {f"site-{node}" for node in grid.asked} == set(started["sites"]) and len(grid.asked) == 2
