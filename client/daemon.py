@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,6 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from client.config import SiteConfig
 from client.doctor import Level
 from client.doctor.network import coordinator
-from client.executor import Orders
 from client.ledger import Ledger
 from shared_models.certificates import expiry_warning
 from shared_models.enrolment import Kit, parse_address
@@ -45,6 +45,21 @@ ASK_SECONDS = 5.0
 
 REACH_SECONDS = 30.0
 """How often it is looked whether the coordinator can be reached."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the worker is told on standard input; never in arguments, which every user of the machine can read."""
+
+    config: str
+    address: str
+    secret: str
+    """Base64."""
+    passphrase: str | None
+
+    def to_bytes(self) -> bytes:
+        """As standard input carries it."""
+        return json.dumps(asdict(self)).encode()
 
 
 class SiteDaemon:

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +21,7 @@ from flwr.app import Message
 
 from client.app import make_client_app
 from client.config import load_site_config
+from client.daemon import Orders
 from client.hospital import Hospital
 from shared_models.enrolment import read_kit
 from shared_models.errors import ConsiliumError
@@ -32,21 +32,9 @@ from shared_models.keys import load_private
 from shared_models.supervision import rotating_log
 
 POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What the daemon says on standard input; never in arguments, which every user of the machine can read."""
-
-    config: str
-    address: str
-    secret: str
-    """Base64."""
-    passphrase: str | None
-
-    def to_bytes(self) -> bytes:
-        """As standard input carries it."""
-        return json.dumps(asdict(self)).encode()
+IDLE_POLL_SECONDS = 1.0
+AWAKE_SECONDS = 60.0
+"""For so long after a task the next one is looked for at the quick pace."""
 
 
 class _Stopping(BaseException):
@@ -84,14 +72,16 @@ class Worker:
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_abandon)
         self._say("waits for messages")
+        awake_until = 0.0
         try:
             while not self._stop:
                 claim, self._next = self._next or self._queue.claim(), None
                 if claim is None:
-                    time.sleep(POLL_SECONDS)
+                    time.sleep(POLL_SECONDS if time.monotonic() < awake_until else IDLE_POLL_SECONDS)
                     continue
                 self._work_on(claim.token, claim.run_id)
                 self._say("waits for messages")
+                awake_until = time.monotonic() + AWAKE_SECONDS
         finally:
             self._queue.close()
 

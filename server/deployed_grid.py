@@ -20,7 +20,17 @@ from flwr.serverapp import Grid
 from server.participation import content_bytes
 from server.registry import Registry
 from shared_models.files import whole_file
-from shared_models.flower_messages import ROOM, pull_reply, reply_of_the_lost
+from shared_models.flower_messages import (
+    ROOM,
+    Incoming,
+    ObjectPullError,
+    Unreadable,
+    announced_reply,
+    incomplete_reply,
+    packed,
+    reply_of_the_lost,
+    unreadable_reply,
+)
 from shared_models.flower_runtime import HttpGrid, public_line
 from shared_models.job import Job
 from shared_models.orders import Order, sign_order
@@ -29,8 +39,6 @@ from shared_models.tasks import task_of
 LOOK_SECONDS = 10.0
 """How often it is looked whether a site that has not answered was away meanwhile."""
 
-LONGEST_PULL_SECONDS = 600.0
-"""How long a reply that was announced may take to arrive, where no deadline is nearer."""
 
 LONGEST_ORDER_SECONDS = 12 * 3600.0
 """How long an order without a deadline holds: as long as Flower keeps a message."""
@@ -79,7 +87,10 @@ class DeployedGrid(Grid):
         self._largest: dict[str, int] = {}  # message id -> bytes that its reply may have
         self._since: dict[int, str] = {}  # node -> when it came last
         self._sent: dict[str, tuple[int, str]] = {}  # message id -> node, and when that had come
+        self._incoming: dict[str, Incoming] = {}  # message id -> its reply, of which a part has come
+        self._connected: dict[int, str] = {}
         self._look_at = 0.0
+        self._last: tuple[RecordDict, RecordDict] | None = None  # as it was given, and packed
 
     def set_run(self, run: object) -> None:
         raise NotImplementedError("the run of a deployed grid is the one that it was made for")
@@ -129,22 +140,37 @@ class DeployedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         found = []
         for message_id in message_ids:
-            waiting = self._waiting.get(message_id)
-            until = waiting.until if waiting and waiting.until else float("inf")
-            seconds = min(max(until - time.time(), 1.0), LONGEST_PULL_SECONDS)
-            message = pull_reply(self._flower, message_id, self._largest.get(message_id, ROOM), seconds)
-            if message is None and self._was_away(message_id):
-                message = reply_of_the_lost(self._flower, message_id)
+            message = self._reply(message_id)
             if message is not None:
                 self._forget(message_id)
                 found.append(message)
         now = time.time()
         late = [name for name, one in self._waiting.items() if one.until is not None and one.until < now]
         for name in late:
+            if name in self._incoming:
+                self._incoming[name].drop()
             self._forget(name)
         if found or late:
             self._write()
         return found
+
+    def _reply(self, message_id: str) -> Message | None:
+        """The reply to a message, as far as it has come: no site is waited for while it sends."""
+        incoming = self._incoming.get(message_id)
+        incoming = incoming or announced_reply(self._flower, message_id, self._largest.get(message_id, ROOM))
+        if incoming is None:
+            return reply_of_the_lost(self._flower, message_id) if self._was_away(message_id) else None
+        self._incoming[message_id] = incoming
+        try:
+            message = incoming.take()
+        except Unreadable:
+            return unreadable_reply(self._flower, message_id)
+        except ObjectPullError:
+            return incomplete_reply(self._flower, message_id)
+        if message is None and self._is_gone(message_id):
+            incoming.drop()
+            return incomplete_reply(self._flower, message_id)
+        return message
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         raise NotImplementedError("replies are taken one at a time, as they arrive")
@@ -156,14 +182,21 @@ class DeployedGrid(Grid):
         """
         if message_id not in self._sent:
             return False
-        if time.monotonic() > self._look_at:
-            self._look_at = time.monotonic() + LOOK_SECONDS
-            self.site_names()
+        self._look()
         node, since = self._sent[message_id]
         return self._since.get(node, since) != since
 
+    def _is_gone(self, message_id: str) -> bool:
+        """Whether a node that has begun to answer will not go on: it was away meanwhile, or is."""
+        return self._was_away(message_id) or self._sent.get(message_id, (0, ""))[0] not in self._connected
+
+    def _look(self) -> None:
+        if time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + LOOK_SECONDS
+            self._connected = self.site_names()
+
     def _forget(self, message_id: str) -> None:
-        for facts in (self._waiting, self._largest, self._sent):
+        for facts in (self._waiting, self._largest, self._sent, self._incoming):
             facts.pop(message_id, None)
 
     def _signed(self, message: Message) -> Message:
@@ -186,8 +219,14 @@ class DeployedGrid(Grid):
         )
         text, signature = sign_order(order, signer.key)
         instruction = ConfigRecord({**plain, "order": text, "signature": signature})
-        content = RecordDict({**message.content, "instruction": instruction})
+        content = RecordDict({**self._packed(message.content), "instruction": instruction})
         return Message(content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl)
+
+    def _packed(self, content: RecordDict) -> RecordDict:
+        """What goes to several sites in turn is packed once."""
+        if self._last is None or self._last[0] is not content:
+            self._last = content, packed(content)
+        return self._last[1]
 
     def _note(self, message_id: str, message: Message) -> None:
         metadata, now = message.metadata, time.time()

@@ -7,37 +7,43 @@ is, so that one chunk named a million times becomes terabytes, and whatever cann
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from flwr.app import Error, Message, Metadata
+import numpy as np
+from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.constant import PULL_MAX_TIME, SYSTEM_MESSAGE_TYPE
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content,
     iterate_object_tree,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
+    ObjectPullError as ObjectPullError,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
     ObjectUnavailableError,
     inflate_object_from_contents,
-    pull_objects,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
+from safetensors.numpy import load as parse_safetensors
+from safetensors.numpy import save as to_safetensors
 
 from shared_models.faults import UNREADABLE
+from shared_models.weights import from_record, to_record
 
 LARGEST_WORDS = 16 * 2**20
 """Bytes of everything in a message but its arrays; read as protobuf it may take thirty times the memory."""
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 1.0
 """Seconds between two looks for a part that has not arrived."""
+PACKED = "packed.safetensors"
 ROOM = 64 * 2**20
 """Bytes that a message may have beside what there is a reason for."""
 
@@ -50,26 +56,29 @@ class GivenUp(Unreadable):
     """Nobody sends the rest of the message any more."""
 
 
-def pull_reply(grid: HttpGrid, message_id: str, largest: int, seconds: float) -> Message | None:
-    """The reply to a message, or None while there is none.
+def announced_reply(grid: HttpGrid, message_id: str, largest: int) -> Incoming | None:
+    """The reply to a message once its site has announced it, to be taken in as it arrives; None until then.
 
     Flower's own `pull_messages` believes what a reply says of its size, lets every error of reading it out, and waits
     for hours for a site that announced a reply and does not send it; any of these would let one site end the run.
 
     Args:
         largest: bytes that the reply may have.
-        seconds: how long to wait for the rest of a reply that was announced.
     """
     client, run_id = grid._runtime_client, grid.run.run_id
-    found = client.PullMessages(PullAppMessagesRequest(message_ids=[message_id]))
-    for tree in found.message_object_trees:
-        try:
-            return fetch(client, grid.node, run_id, tree, largest, seconds)
-        except ObjectPullError:
-            return _error_reply(grid, message_id, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "it did not arrive whole"))
-        except Unreadable:
-            return _error_reply(grid, message_id, Error(ErrorCode.UNKNOWN, UNREADABLE))
+    for tree in client.PullMessages(PullAppMessagesRequest(message_ids=[message_id])).message_object_trees:
+        return Incoming(client, grid.node, run_id, tree, largest)
     return None
+
+
+def unreadable_reply(grid: HttpGrid, message_id: str) -> Message:
+    """In place of a reply that is none."""
+    return _error_reply(grid, message_id, Error(ErrorCode.UNKNOWN, UNREADABLE))
+
+
+def incomplete_reply(grid: HttpGrid, message_id: str) -> Message:
+    """In place of a reply that was announced and did not come."""
+    return _error_reply(grid, message_id, Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "it did not arrive whole"))
 
 
 def reply_of_the_lost(grid: HttpGrid, message_id: str) -> Message:
@@ -92,68 +101,132 @@ def _error_reply(grid: HttpGrid, message_id: str, error: Error) -> Message:
     return make_message(metadata, error=error)
 
 
-def fetch(
-    client: RuntimeHttpClient,
-    node: Node,
-    run_id: int,
-    tree: ObjectTree,
-    largest: int | None = None,
-    seconds: float = PULL_MAX_TIME,
-    give_up: Callable[[], bool] = lambda: False,
-) -> Message:
-    """The message at the root of a tree of objects, which are then forgotten where they were.
+class Incoming:
+    """A message that is taken in as its parts arrive.
 
     Args:
+        tree: of its objects; the root is the message.
         largest: bytes that it may have; None for a few times what was really sent.
-        seconds: how long to wait for the parts that have not arrived.
+    """
+
+    def __init__(
+        self, client: RuntimeHttpClient, node: Node, run_id: int, tree: ObjectTree, largest: int | None = None
+    ) -> None:
+        self._client, self._node, self._run_id, self._root, self._largest = (
+            client,
+            node,
+            run_id,
+            tree.object_id,
+            largest,
+        )
+        self._pull = make_pull_object_fn_protobuf(client.PullObject, node, run_id)
+        self._missing = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
+        self._contents: dict[str, bytes] = {}
+        self._pulled = 0
+
+    def take(self) -> Message | None:
+        """The message, once all of it is there; nothing is waited for. Afterwards its objects are forgotten.
+
+        Raises:
+            Unreadable: it is larger than it may be, or no message.
+            ObjectPullError: the rest of it will never be there.
+        """
+        try:
+            self._pull_what_is_there()
+        except BaseException:
+            self.drop()
+            raise
+        if self._missing:
+            return None
+        self.drop()
+        try:
+            _check_size(self._contents, self._largest if self._largest is not None else 4 * self._pulled + ROOM)
+            message = inflate_object_from_contents(self._root, self._contents)
+        except Unreadable:
+            raise
+        except Exception as error:  # whatever somebody's bytes make of Flower's readers
+            raise Unreadable(f"it cannot be read ({type(error).__name__})") from None
+        if not isinstance(message, Message):
+            raise Unreadable("it is no message")
+        message.metadata.__dict__["_message_id"] = self._root
+        if message.has_content():
+            message.content = unpacked(message.content)
+        return message
+
+    def drop(self) -> None:
+        """Lets the other side forget it."""
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=self._node, run_id=self._run_id, message_object_id=self._root)
+        )
+
+    def _pull_what_is_there(self) -> None:
+        while self._missing:
+            try:
+                content = self._pull(self._missing[-1])
+            except ObjectUnavailableError:
+                return
+            self._pulled += len(content)
+            if self._largest is not None and self._pulled > self._largest:
+                raise Unreadable("it is too large")
+            self._contents[self._missing.pop()] = content
+
+
+def fetch(incoming: Incoming, give_up: Callable[[], bool]) -> Message:
+    """The whole of a message, waited for.
+
+    Args:
         give_up: asked whenever a part has not arrived yet.
 
     Raises:
         GivenUp: `give_up` said so.
-        Unreadable: it is larger, or no message.
-        ObjectPullError: it did not arrive whole.
+        Unreadable: it is no message.
+        ObjectPullError: the rest of it will never be there.
     """
-    pull, lock, pulled = make_pull_object_fn_protobuf(client.PullObject, node, run_id), threading.Lock(), 0
-
-    def counted(object_id: str) -> bytes:
-        nonlocal pulled
-        try:
-            content = pull(object_id)
-        except ObjectUnavailableError:
-            with lock:
-                if give_up():
-                    raise GivenUp("the rest of it will not come") from None
-            raise
-        with lock:
-            pulled += len(content)
-            if largest is not None and pulled > largest:
-                raise Unreadable("it is too large")
-        return content
-
-    try:
-        contents = pull_objects(
-            [part.object_id for part in iterate_object_tree(tree)],
-            counted,
-            max_time=seconds,
-            max_tries_per_object=None,
-            initial_backoff=SHORTEST_WAIT,
-            backoff_cap=LONGEST_WAIT,
-        )
-    finally:
-        client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=tree.object_id)
-        )
-    try:
-        _check_size(contents, largest if largest is not None else 4 * pulled + ROOM)
-        message = inflate_object_from_contents(tree.object_id, contents)
-    except Unreadable:
-        raise
-    except Exception as error:  # whatever somebody's bytes make of Flower's readers
-        raise Unreadable(f"it cannot be read ({type(error).__name__})") from None
-    if not isinstance(message, Message):
-        raise Unreadable("it is no message")
-    message.metadata.__dict__["_message_id"] = tree.object_id
+    pause = SHORTEST_WAIT
+    while (message := incoming.take()) is None:
+        if give_up():
+            incoming.drop()
+            raise GivenUp("the rest of it will not come")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_WAIT)
     return message
+
+
+def packed(content: RecordDict) -> RecordDict:
+    """The same content with every record of arrays as one array, the bytes of a safetensors file.
+
+    Flower sends two objects for each array, each with a request of its own that is signed and written to a database: a
+    small network of fifty tensors takes seconds, however few bytes it has.
+    """
+    return RecordDict({name: _pack(record) if _is_arrays(record) else record for name, record in content.items()})
+
+
+def unpacked(content: RecordDict) -> RecordDict:
+    """The content that `packed` was given; a record that was not packed is left as it is.
+
+    Raises:
+        Unreadable: the bytes are not those of a safetensors file.
+    """
+    return RecordDict({name: _unpack(record) if _is_packed(record) else record for name, record in content.items()})
+
+
+def _is_arrays(record: object) -> bool:
+    return isinstance(record, ArrayRecord)
+
+
+def _is_packed(record: object) -> bool:
+    return isinstance(record, ArrayRecord) and list(record) == [PACKED]
+
+
+def _pack(record: Any) -> ArrayRecord:
+    return to_record({PACKED: np.frombuffer(to_safetensors(from_record(record)), np.uint8)})
+
+
+def _unpack(record: Any) -> ArrayRecord:
+    try:
+        return to_record(parse_safetensors(from_record(record)[PACKED].tobytes()))
+    except Exception as error:
+        raise Unreadable(f"its arrays cannot be read ({type(error).__name__})") from None
 
 
 def _check_size(contents: Mapping[str, bytes], largest: int) -> None:

@@ -61,7 +61,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid as HttpGrid
 from flwr.supernode.runtime.run_clientapp import push_message
 
-from shared_models.flower_messages import GivenUp, Unreadable, fetch
+from shared_models.flower_messages import GivenUp, Incoming, Unreadable, fetch, packed
 
 SITE_TASK, COORDINATOR_TASK = TaskType.CLIENT_APP.value, TaskType.SERVER_APP.value
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -142,6 +142,7 @@ class SiteTask:
     def answer(self, reply: Message) -> None:
         """Hands the reply to the SuperNode. Raises RunNotRunning when nobody wants it any more."""
         try:
+            reply.content = packed(reply.content)
             push_message(self._client, reply, self.context)
         except ObjectPushError:  # the SuperNode has dropped the reply while it was taking it
             raise RunNotRunning from None
@@ -189,7 +190,7 @@ def site_task(runtime: Runtime, token: str, is_stale: Callable[[], bool]) -> Ite
         if not trees:
             raise Unreadable("the task has no message")
         try:
-            message = fetch(client, Node(node_id=context.node_id), context.run_id, trees[0], give_up=is_stale)
+            message = fetch(Incoming(client, Node(node_id=context.node_id), context.run_id, trees[0]), is_stale)
         except GivenUp:
             client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="stale"))
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from client.config import SiteConfig, load_site_config
-from client.doctor import cases, files, machine, network
+from client.doctor import files, machine, network
 from client.doctor.row import Late, Level, Row, fault, warning, within
 from shared_models.enrolment import read_kit
 from shared_models.errors import BadInput
@@ -60,6 +60,8 @@ def examine(
     for check, call, seconds in _checks(path, config, passphrase, complaint, job):
         yield from _look(check, call, max(1.0, min(seconds, end - time.monotonic())))
     if job:
+        from client.doctor import cases  # it imports torch, and the daemon of a site imports this package
+
         yield from _look("cases", partial(cases.cases, config, job, progress), None)
 
 

@@ -59,7 +59,8 @@ class OneSite(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         name = f"message-{len(self.answers)}"
-        self.pending = {name: message for message in messages}
+        (message,) = messages
+        self.pending = {name: message}
         return [name]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

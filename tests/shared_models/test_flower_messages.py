@@ -7,10 +7,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.task_identity import TaskIdentity
 
-from shared_models.flower_messages import LARGEST_WORDS, ROOM, Unreadable, fetch
+from shared_models.flower_messages import LARGEST_WORDS, ROOM, GivenUp, Incoming, Unreadable, fetch
 
 
 class Objects:
@@ -22,7 +21,9 @@ class Objects:
     def PullObject(self, request):  # noqa: N802
         content = self.contents.get(request.object_id, b"")
         there = self.uploaded and bool(content)
-        return PullObjectResponse(object_found=bool(content), object_available=there, object_content=content)
+        return PullObjectResponse(
+            object_found=request.object_id in self.contents, object_available=there, object_content=content
+        )
 
     def ConfirmMessageReceived(self, request):  # noqa: N802
         self.confirmed.append(request.message_object_id)
@@ -59,7 +60,7 @@ def tree_of(contents):
 def take(tree, contents, largest):
     client = Objects(contents)
     try:
-        return fetch(client, Node(node_id=1), 1, tree, largest)
+        return fetch(Incoming(client, Node(node_id=1), 1, tree, largest), give_up=lambda: False)
     finally:
         assert client.confirmed == [tree.object_id], "the SuperLink may forget it, whatever it was"
 
@@ -135,11 +136,23 @@ def test_an_object_that_the_tree_does_not_name_is_missed():
         take(ObjectTree(object_id=tree.object_id), contents, 10**6)
 
 
-def test_a_message_that_was_announced_and_never_sent_is_not_waited_for_beyond_its_time():
+def test_a_message_is_taken_when_the_last_of_it_has_come_and_nothing_is_waited_for():
+    tree, contents = packed()
+    late = next(name for name, content in contents.items() if content.startswith(b"ArrayChunk "))
+    client = Objects({**contents, late: b""})
+    incoming = Incoming(client, Node(node_id=1), 1, tree, 10_000)
+    assert incoming.take() is None and client.confirmed == []
+    client.contents[late] = contents[late]
+    message = incoming.take()
+    assert bytes(message.content["weights"]["a"].data) == b"\x01" * 1000
+    assert client.confirmed == [tree.object_id]
+
+
+def test_a_message_of_which_the_rest_will_not_come_is_given_up():
     tree, contents = packed()
     client = Objects(contents, uploaded=False)
-    with pytest.raises(ObjectPullError, match="timeout"):
-        fetch(client, Node(node_id=1), 1, tree, 10_000, seconds=0)
+    with pytest.raises(GivenUp):
+        fetch(Incoming(client, Node(node_id=1), 1, tree, 10_000), give_up=lambda: True)
     assert client.confirmed == [tree.object_id]
 
 

@@ -53,7 +53,6 @@ def test_the_kinds_of_task_and_the_way_to_claim_one_have_their_names():
         (HttpGrid, "runtime_api_address insecure root_certificates token"),
         (HeartbeatSender, "heartbeat_fn"),
         (push_message, "client message context"),
-        (flower_messages.pull_objects, "object_ids pull_object_fn max_time"),
         (flower_messages.inflate_object_from_contents, "object_id object_contents"),
         (make_message, "metadata content error"),
         (

@@ -28,7 +28,6 @@ from flwr.supercore.fab import Fab
 from client.ledger import read_ledger
 from deploy.local_network import LocalNetwork, consilium, wait_for
 from shared_models.faults import ORDERS, UNREADABLE, read_fault
-from shared_models.flower_messages import ROOM, pull_reply
 from shared_models.flower_runtime import COORDINATOR_TASK, SITE_TASK, Control, Runtime, TaskQueue, coordinator_task
 from shared_models.job import Job
 from shared_models.keys import load_private
@@ -281,8 +280,7 @@ def train(message, context):
 
         def all_have_answered() -> bool:
             for message_id in ids:
-                reply = answers.get(message_id) or pull_reply(grid, message_id, ROOM, 60)
-                if reply:
+                for reply in grid.pull_messages([message_id]) if message_id not in answers else ():
                     answers[message_id] = reply
             return len(answers) == len(ids)
 
