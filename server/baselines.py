@@ -48,8 +48,21 @@ class _Learnt(Section):
     curve: list[_Point] = Field(max_length=100_000)
 
 
-def compare(grid: Grid, result: Result, job: Job, baselines: Collection[str], run_dir: Path, events: EventLog) -> None:
-    """Trains the baselines that are not there yet, judges every model on every hospital's test patients."""
+def compare(
+    grid: Grid,
+    result: Result,
+    job: Job,
+    baselines: Collection[str],
+    run_dir: Path,
+    events: EventLog,
+    share_local: bool = True,
+) -> None:
+    """Trains the baselines that are not there yet, judges every model on the hospitals' test patients.
+
+    Args:
+        share_local: judge a hospital's own model at every hospital; without, at that hospital only, because real
+            hospitals get nobody else's model of one hospital's patients.
+    """
     train_baselines(grid, result, job, baselines, run_dir, events)
     names = [FEDERATED]
     names += [POOLED] if POOLED in baselines else []
@@ -58,7 +71,9 @@ def compare(grid: Grid, result: Result, job: Job, baselines: Collection[str], ru
     for name in names:
         weights = result.best if name == FEDERATED else _saved(run_dir, name)
         if weights is not None:
-            sums[name] = collect(grid, result.sites, job, weights, name, "test", job.evaluation.bootstrap, events)
+            own = name.removeprefix(LOCAL)
+            at = result.sites if share_local or own == name else {own: result.sites[own]}
+            sums[name] = collect(grid, at, job, weights, name, "test", job.evaluation.bootstrap, events)
     if not sums[FEDERATED]:
         sentence = "no hospital has test patients with a result: the models could not be compared"
         events.emit("warning", text=sentence, left_out=True)

@@ -82,7 +82,7 @@ def _attempt(run: Run, grid: DeployedGrid) -> int:
     error: ConsiliumError | None = None
 
     def after(grid: Grid, result: Result) -> None:
-        baselines.compare(grid, result, job, settings["compare"], run.path, events)
+        baselines.compare(grid, result, job, settings["compare"], run.path, events, share_local=False)
 
     app = make_server_app(job, run.path, events, after, wait_seconds=settings["wait_seconds"])
     try:

@@ -150,6 +150,22 @@ def test_a_daemon_that_is_asked_to_end_in_mid_training_says_so_and_comes_back(
     assert "is whole" in consilium("site", "ledger", "verify", "--config", network.site_yaml(name)).stdout
 
 
+def test_a_model_of_one_hospitals_patients_is_judged_there_and_nowhere_else(
+    network: LocalNetwork, job_path: Path
+) -> None:
+    for name in network.sites:
+        set_policy(network, name, {"local_baseline": True})
+    done = network.run("run", job_path, "--local-baseline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = last_run(network)
+    judged = json.loads((run / "report.json").read_text())["differences"]["federated-local"]
+    assert set(judged) == {*network.sites, "all"}
+    for name in network.sites:
+        lines = [json.loads(line) for line in (network.work(name) / "ledger.jsonl").read_text().splitlines()]
+        models = {str(line.get("model")) for line in lines if line["kind"] == "answer"}
+        assert {model for model in models if model.startswith("local:")} == {f"local:{name}"}
+
+
 def set_policy(network: LocalNetwork, name: str, changes: dict[str, object]) -> None:
     """Edits site.yaml and starts the daemon again, as a hospital would."""
     path = network.site_yaml(name)
