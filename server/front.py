@@ -242,6 +242,9 @@ class Front:
                 await asyncio.wait([gone], timeout=WAKE_SECONDS)
                 if gone.done():
                     raise Left
+                if self._server is None or self._server.should_exit:
+                    # Cut off, it would look like an error of the SuperLink, which a SuperNode does not survive.
+                    raise Refused(503, "the front is being stopped")
                 signed_by(exchange.headers, self._registry, path)  # it may have been suspended meanwhile
         finally:
             gone.cancel()

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -223,6 +224,32 @@ def test_a_front_stops_while_a_site_is_in_the_middle_of_a_request(federation: Fe
                 socket.create_connection(front.address, timeout=5)
     finally:
         federation.front.address = address
+
+
+def test_a_site_that_waits_for_messages_is_told_to_come_back_when_the_front_stops(
+    federation: Federation, tmp_path: Path
+) -> None:
+    asked = threading.Event()
+
+    def nothing(handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        handler.send_response(200)
+        handler.send_header("content-length", "0")
+        handler.end_headers()
+
+    front = federation.another_front(federation.home)
+    key = federation.admit("waiting")
+    with stand_in(federation, nothing), ThreadPoolExecutor() as pool:
+        front.upstream = federation.front.upstream
+        front.start()
+        address, federation.front.address = federation.front.address, front.address
+        try:
+            answer = pool.submit(federation.post, PULL, key)
+            assert asked.wait(20)
+            front.stop()
+            assert (answer.result().status_code, answer.result().headers["retry-after"]) == (503, "5")
+        finally:
+            federation.front.address = address
 
 
 @contextmanager
