@@ -135,17 +135,8 @@ class SiteDaemon:
             "healthy": self._supernode.alive and self._worker.alive and reached,
             "pid": os.getpid(),
             "since": self._began,
-            "supernode": {
-                "alive": self._supernode.alive,
-                "pid": self._supernode.pid,
-                "restarts": self._supernode.restarts,
-            },
-            "worker": {
-                "alive": self._worker.alive,
-                "pid": self._worker.pid,
-                "restarts": self._worker.restarts,
-                **doing,
-            },
+            "supernode": _facts(self._supernode),
+            "worker": {**_facts(self._worker), **doing},
             "coordinator_reached": self._reached,
             "warnings": self._warnings,
         }

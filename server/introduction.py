@@ -98,7 +98,7 @@ class Introduction:
         """
         if self._wait_seconds is None:
             return
-        began, said = time.monotonic(), False
+        began, said = time.monotonic(), None
         while True:
             self.ask()
             self.hear()
@@ -107,9 +107,9 @@ class Introduction:
             if connected >= needed:
                 return
             away = sorted(name for name, site in self.ready.items() if site.node not in nodes)
-            if not said:
+            if away != said:
                 self._events.emit("waiting_for_sites", connected=connected, needed=needed, away=away)
-                said = True
+                said = away
             if time.monotonic() - began > self._wait_seconds:
                 raise RunStopped(
                     f"{connected} of {len(self.ready)} sites are connected and {needed} are needed; "

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from server.events import Event, read_events
@@ -76,10 +77,12 @@ def why_stuck(run: Run, daemon: Daemon) -> str:
     job, waiting = run.job(), _waiting(run)
     if waiting:
         return f"{run.name} waits for {_on_whom(waiting)}. {_next(job, waiting, events)}"
-    last = events[-1] if events else None
-    if last and last["event"] == "waiting_for_sites":
+    # One event whenever others are away than before.
+    while_waiting = list(takewhile(lambda event: event["event"] == "waiting_for_sites", reversed(events)))
+    if while_waiting:
+        last, first = while_waiting[0], while_waiting[-1]
         away = listed(last["away"])
-        since = _clock(datetime.fromisoformat(last["time"]).timestamp())
+        since = _clock(datetime.fromisoformat(first["time"]).timestamp())
         return (
             f"{run.name} waits since {since} for {away} to connect: {last['connected']} sites are there and "
             f"{last['needed']} are needed; it stops, and can be resumed, if they stay away for "
