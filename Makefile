@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 help:
 	@echo "make demo         four virtual hospitals, no data set needed: train, compare, report (about 3 minutes)"
-	@echo "make demo-network a coordinator and three hospitals, each a process of its own, over TLS (about 4 minutes)"
+	@echo "make demo-network a coordinator and three hospitals, each a process of its own, over TLS (about 2 minutes)"
 	@echo "make test         lint, types, import arrows and the quick tests"
 	@echo "make test-system  whole processes: kills, resumes, Ray (several minutes)"
 	@echo "make clean        remove the environment and the caches; runs/ stays"

@@ -155,7 +155,8 @@ def decide(
         known = find(folder, which)
         if known.state not in _BEFORE.get(state, ()) and (known.state, known.by) != (state, BY_POLICY):
             hint = "; withdraw it instead" if (known.state, state) == ("approved", "refused") else ""
-            raise BadInput(f"the job {known.name} ({known.job_hash[:12]}) is {known.state}, not to be {state}{hint}")
+            already = " already" if known.state == state else f", and cannot be {state}"
+            raise BadInput(f"the job {known.name} ({known.job_hash[:12]}) is {known.state}{already}{hint}")
         approval = _approval(known.model_dump() | {"state": state, "decided": moment(now), "by": by, "why": why})
         record(approval)
         write(folder / f"{approval.job_hash}.json", approval)

@@ -80,6 +80,10 @@ def load_site_config(path: Path) -> SiteConfig:
     Raises:
         BadInput: one line per mistake with file, line and key; or the work directory is not safe to write to.
     """
+    if not path.exists():
+        raise BadInput(
+            f"{path}: no site configuration here; `consilium site join` writes it, --config says where one is"
+        )
     values = _parse(yaml_file.read_text(path, "site configuration"), str(path))
     folder = path.absolute().parent
     paths = {key: folder / getattr(values, key) for key in ("kit", "key", "manifest", "data_root", "work")}

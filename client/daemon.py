@@ -23,7 +23,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from client.config import SiteConfig
 from client.doctor import Level
@@ -45,6 +47,15 @@ ASK_SECONDS = 5.0
 
 REACH_SECONDS = 30.0
 """How often it is looked whether the coordinator can be reached."""
+
+
+HARMLESS = "/v1/fleet/get-run"
+"""A question that a SuperNode asks and that changes nothing: its answer tells whether this site is let in."""
+
+REFUSALS = {
+    401: "the coordinator does not take this site's key or the time of its clock: see `consilium site doctor`",
+    403: "the coordinator has suspended this site; ask it why",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class SiteDaemon:
         self._config_path, self._config, self._kit, self._passphrase = config_path, config, kit, passphrase
         self._lock = only_one(config.work / "daemon.lock")
         self._log = rotating_log(config.work / "logs" / "daemon.log")
-        self._key = openssh_private(key)
+        self._key = key
         self._ledger = Ledger(config.work / "ledger.jsonl", key, config.site)
         self._address, self._secret = f"127.0.0.1:{free_port()}", secrets.token_bytes(32)
         log = rotating_log(config.work / "logs" / "flower.log")
@@ -95,6 +106,7 @@ class SiteDaemon:
         self._reached: float | None = None
         self._reach_at = self._ask_at = 0.0
         self._warnings: list[str] = []
+        self._turned_away: str | None = None
         self._stopping = False
         self._began = time.time()
         try:
@@ -132,13 +144,13 @@ class SiteDaemon:
             "site": self._config.site,
             "federation": self._kit.federation,
             "coordinator": self._kit.address,
-            "healthy": self._supernode.alive and self._worker.alive and reached,
+            "healthy": self._supernode.alive and self._worker.alive and reached and not self._turned_away,
             "pid": os.getpid(),
             "since": self._began,
             "supernode": _facts(self._supernode),
             "worker": {**_facts(self._worker), **doing},
             "coordinator_reached": self._reached,
-            "warnings": self._warnings,
+            "warnings": [*filter(None, [self._turned_away]), *self._warnings],
         }
 
     def _tick(self) -> None:
@@ -168,7 +180,7 @@ class SiteDaemon:
     def _start_supernode(self) -> None:
         self._heard = time.monotonic()
         authority = memory_file(self._kit.ca_certificate.encode())
-        key, secret = memory_file(self._key), memory_file(self._secret)
+        key, secret = memory_file(openssh_private(self._key)), memory_file(self._secret)
         host, port = self._address.split(":")
         command = [
             *(sys.executable, "-m", "client.supernode"),
@@ -203,7 +215,13 @@ class SiteDaemon:
         host, port = parse_address(self._kit.address)
         shown = f"[{host}]" if ":" in host else host
         try:
-            with httpx.stream("GET", f"https://{shown}:{port}/", verify=context, timeout=10) as answer:
+            with httpx.stream(
+                "POST",
+                f"https://{shown}:{port}{HARMLESS}",
+                headers=_signed_headers(self._key),
+                verify=context,
+                timeout=10,
+            ) as answer:
                 shown_by_it = answer.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)
         except (httpx.HTTPError, OSError) as error:
             self._log.info("the coordinator at %s is not reached: %s", self._kit.address, type(error).__name__)
@@ -212,12 +230,31 @@ class SiteDaemon:
                     self._log.info("%s", row.sentence)
             return
         self._reached = time.time()
+        # The front refuses in plain text. What the SuperLink behind it says to so short a question tells nothing.
+        by_front = answer.headers.get("content-type", "").startswith("text/plain")
+        turned_away = REFUSALS.get(answer.status_code) if by_front else None
+        if turned_away != self._turned_away:
+            self._turned_away = turned_away
+            self._log.info("%s", turned_away or "the coordinator lets this site in")
         certificates = (ssl.DER_cert_to_PEM_cert(shown_by_it), self._kit.ca_certificate)
         found = [warning for pem in certificates if (warning := expiry_warning(pem, datetime.now(UTC)))]
         if found != self._warnings:
             self._warnings = found
             for warning in found:
                 self._log.info("%s", warning)
+
+
+def _signed_headers(key: EllipticCurvePrivateKey) -> dict[str, str]:
+    """As a SuperNode signs each of its requests; the front's own tests compare the names with Flower's."""
+    timestamp = datetime.now(UTC).isoformat()
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    signature = key.sign(timestamp.encode("ascii"), ECDSA(SHA256()))
+    return {
+        "flwr-public-key": base64.b64encode(public).decode(),
+        "flwr-signature": base64.b64encode(signature).decode(),
+        "flwr-timestamp": timestamp,
+        "content-type": "application/protobuf",
+    }
 
 
 def _facts(child: Child) -> dict[str, Any]:

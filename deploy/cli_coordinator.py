@@ -71,7 +71,9 @@ def start(
 def run(
     job: Annotated[Path, typer.Argument(metavar="JOB.yaml")],
     home: CoordinatorHome = COORDINATOR,
-    sites: Annotated[str, typer.Option(metavar="A,B", help="Ask these sites only; default all that are active.")] = "",
+    sites: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Ask these sites only; default all that are active.")
+    ] = None,
     local_baseline: Annotated[
         bool,
         typer.Option("--local-baseline", help="Each site also trains alone, if its policy allows."),
@@ -92,8 +94,8 @@ def run(
 
     Exit codes
       0  complete, and nobody was left out
-      2  bad input: the job, or no coordinator is running
-      3  stopped: what was done is kept, `consilium coordinator resume` continues it
+      2  bad input: the job, the sites, or no coordinator is running
+      3  stopped: what was done is kept, and can be resumed
       4  complete, but a hospital was left out; the report says which and why
       130  the following was interrupted; the run goes on
     """
@@ -106,10 +108,15 @@ def run(
     if not read_daemon(federation.paths).running:
         raise BadInput(f"no coordinator is running from {home}; `consilium coordinator start` starts it")
     selection_metric(job)
-    known = {entry.name for entry in federation.registry.entries()}
-    named = [name.strip() for name in sites.split(",") if name.strip()]
-    if unknown := sorted(set(named) - known):
-        raise BadInput(f"--sites: '{unknown[0]}' is no site here; `consilium coordinator list` shows them")
+    known = {entry.name: entry.state for entry in federation.registry.entries()}
+    named = [name.strip() for name in (sites or "").split(",") if name.strip()]
+    if sites is not None and not named:
+        raise BadInput("--sites names no site; leave it out to ask all that are active")
+    for name in named:
+        if name not in known:
+            raise BadInput(f"--sites: '{name}' is no site here; `consilium coordinator list` shows them")
+        if known[name] != "active":
+            raise BadInput(f"--sites: {name} is {known[name]}; `consilium coordinator readmit {name}` lets it back in")
     created = create_run(
         federation.paths.runs, job, federation.name, sites=named, local_baseline=local_baseline, wait_seconds=wait
     )
@@ -137,7 +144,10 @@ def status(home: CoordinatorHome = COORDINATOR) -> None:
 
     consilium coordinator status
 
-    Exit code 0 when the coordinator is running, else 3.
+    Exit codes
+      0  the coordinator is running
+      2  bad input: no federation in this folder
+      3  the coordinator is not running
     """
     from server.federation import open_federation
     from server.status import describe, read_daemon
@@ -154,6 +164,10 @@ def stop(run: RunName, home: CoordinatorHome = COORDINATOR) -> None:
     """Stop a run; what was done is kept, and can be resumed.
 
     consilium coordinator stop liver-20260102-030405
+
+    Exit codes
+      0  it will stop
+      2  bad input: no such run, or it is over already
     """
     found = _find(home, run)
     if found.state().phase in ("complete", "stopped"):
@@ -191,6 +205,10 @@ def results(run: RunName, home: CoordinatorHome = COORDINATOR) -> None:
     """Say where the models and the report of a run are, and what it found.
 
     consilium coordinator results liver-20260102-030405
+
+    Exit codes
+      0  shown
+      2  bad input: no such run, or it has no report yet
     """
     import json
 
@@ -199,6 +217,8 @@ def results(run: RunName, home: CoordinatorHome = COORDINATOR) -> None:
     if not report.exists():
         raise BadInput(f"{run} has no report yet; `consilium coordinator status` says where it stands")
     content = json.loads(report.read_text())
+    if found.state().phase == "stopped":
+        typer.echo(f"It was stopped ({found.state().reason}), so these are results on the way.")
     for sentence in content["answer"]:
         typer.echo(sentence)
     typer.echo(f"fingerprint  {content['run']['fingerprint']}")

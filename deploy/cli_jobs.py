@@ -36,6 +36,9 @@ DIGITS = 12  # of a hash, shown
 def jobs(config: Config = SITE) -> None:
     """List the jobs that were asked of this hospital, the newest last.
 
+    Those that the policy allows, with what was decided; what it refused is in
+    the ledger, with the rule (`consilium site ledger show`).
+
     consilium site jobs
     consilium site jobs --config /etc/consilium/site.yaml
 
@@ -49,14 +52,18 @@ def jobs(config: Config = SITE) -> None:
 
     known = list_jobs(_folder(_load(config)))
     if not known:
-        typer.echo("No job was asked of this site yet.")
+        typer.echo(
+            "No job was asked of this site yet that its policy allows; `consilium site ledger show` has the others."
+        )
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("job", "hash", "state", "by", "first seen", "patients to train on"):
-        table.add_column(heading)
+    for heading in ("job", "hash", "state", "by", "first seen (UTC)", "train patients"):
+        table.add_column(heading, no_wrap="UTC" in heading, overflow="fold")
     for job in known:
         patients = str(job.patients.get("train", 0))
-        table.add_row(_plain(job.name), job.job_hash[:DIGITS], job.state, job.by, job.first_seen[:16], patients)
+        table.add_row(
+            _plain(job.name), job.job_hash[:DIGITS], job.state, job.by, job.first_seen[:16].replace("T", " "), patients
+        )
     _print(table)
     waiting = [job for job in known if job.state == "waiting"]
     if waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,7 +75,8 @@ def show(
 ) -> None:
     """Show the last entries: when, what, for which run and round, and what left.
 
-    Times are UTC. What is shown is not checked; `verify` does that.
+    Two lines an entry; times are UTC (Z). What is shown is not checked;
+    `verify` does that.
 
     consilium site ledger show
     consilium site ledger show --last 100
@@ -84,18 +85,13 @@ def show(
       0  shown
       2  bad input: site.yaml, no ledger, or a line that is no entry
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from client.ledger import read_ledger
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("n", "when (UTC)", "what", "run", "round", "patients", "what left, or why not"):
-        justify: Literal["left", "right"] = "right" if heading in ("n", "round") else "left"
-        table.add_column(heading, justify=justify, no_wrap="UTC" in heading, overflow="fold")
     for entry in deque(read_ledger(_ledger(_load(config))), maxlen=last):
-        table.add_row(*map(_plain, _row(entry)))
-    Console(highlight=False, markup=False).print(table)
+        heading, left = _told(entry)
+        typer.echo(_plain(heading))
+        if left:
+            typer.echo(_plain(f"      {left}"))
 
 
 @app.command()
@@ -152,21 +148,19 @@ def _public(site: SiteConfig) -> str:
     return public
 
 
-def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    """One entry as the cells of the table."""
-    question = entry.get("question")
+def _told(entry: dict[str, Any]) -> tuple[str, str]:
+    """One entry in words: what it is of, and what left or why nothing did."""
+    question, when = entry.get("question"), entry["time"][:19].replace("T", " ")
+    patients = entry.get("patients")
     what = f"{entry['kind']}: {question}" if question else entry["kind"]
-    when = entry["time"][:19].replace("T", " ")
-    patients = _text(entry.get("patients", ""))
-    return (
-        str(entry["n"]),
-        when,
-        what,
-        _text(entry.get("run", "")),
-        _text(entry.get("round", "")),
-        patients,
-        _left(entry),
+    of = [_text(entry["run"])] if entry.get("run") else []
+    of += [f"round {_text(entry['round'])}"] if entry.get("round") is not None else []
+    of += (
+        [_count(patients, "patient") if isinstance(patients, int) else f"patients: {_text(patients)}"]
+        if patients
+        else []
     )
+    return f"{entry['n']:>4}  {when}Z  {what}{'  ' if of else ''}{', '.join(of)}", _left(entry)
 
 
 def _left(entry: dict[str, Any]) -> str:
@@ -182,6 +176,8 @@ def _left(entry: dict[str, Any]) -> str:
     if numbers and isinstance(numbers, dict | list):
         parts.append(_count(len(numbers), "number"))
     rest = {key: value for key, value in entry.items() if key not in _SHOWN | _NOT_SHOWN}
+    if rest.get("sent") == rest.get("sentence"):
+        rest.pop("sentence", None)
     if not parts:
         return "; ".join(f"{key}: {_text(value)}" for key, value in rest.items() if value not in ("", None))
     return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,7 +114,7 @@ def start(config: Config = SITE_YAML, passphrase_file: PassphraseFile = None) ->
 
 @app.command()
 def status(config: Config = SITE_YAML) -> None:
-    """Say how the daemon is.
+    """Say how the daemon is, and whether a job waits for a decision.
 
     The same is at http://127.0.0.1:PORT/health for a monitor, with status 200
     when all is well and 503 when it is not.
@@ -128,8 +129,10 @@ def status(config: Config = SITE_YAML) -> None:
     import urllib.error
     import urllib.request
 
+    from client.approvals import list_jobs
     from client.config import load_site_config
 
+    health: Any = None
     loaded = load_site_config(config)
     address = f"http://127.0.0.1:{loaded.health_port}/health"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
@@ -137,12 +140,23 @@ def status(config: Config = SITE_YAML) -> None:
         with opener.open(address, timeout=5) as answer:
             health = json.load(answer)
     except urllib.error.HTTPError as unhealthy:
-        health = json.load(unhealthy)
+        with suppress(ValueError):
+            health = json.load(unhealthy)
+    except ValueError:
+        pass
     except OSError:
         typer.echo(f"Site {loaded.site}: no daemon answers at {address}; `consilium site start` starts it.")
         raise typer.Exit(UNHEALTHY) from None
+    whose = health.get("site") if isinstance(health, dict) else None
+    if whose != loaded.site:
+        what = f"the daemon of the site {whose}" if whose else "another program"
+        typer.echo(f"Site {loaded.site}: {what} answers at {address}; set another health_port in site.yaml.")
+        raise typer.Exit(UNHEALTHY)
     for line in _health_lines(health):
         typer.echo(line)
+    with suppress(BadInput):  # a damaged file of a job is for `consilium site jobs` to name
+        if waiting := sum(job.state == "waiting" for job in list_jobs(loaded.work / "jobs")):
+            typer.echo(f"{waiting} {'job waits' if waiting == 1 else 'jobs wait'} for you: `consilium site jobs`")
     if not health["healthy"]:
         raise typer.Exit(UNHEALTHY)
 
@@ -151,7 +165,7 @@ def _health_lines(health: dict[str, Any]) -> list[str]:
     def clock(when: float) -> str:
         return f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M:%S}"
 
-    verdict = "all is well" if health["healthy"] else "something is wrong"
+    verdict = "all is well" if health["healthy"] else "something is wrong (`consilium site doctor` says what)"
     lines = [
         f"Site {health['site']} of {health['federation']}: {verdict}; the daemon runs since {clock(health['since'])}."
     ]

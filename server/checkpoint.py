@@ -176,6 +176,6 @@ def disk_error(path: Path, error: OSError) -> RunStopped:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunStopped(
             f"the disk that holds {path.parent} is full; everything up to the last whole round is kept: "
-            "free some space, then continue with --resume"
+            "free some space, then resume the run"
         )
-    return RunStopped(f"{path} cannot be written ({error.strerror}); mend that, then continue with --resume")
+    return RunStopped(f"{path} cannot be written ({error.strerror}); mend that, then resume the run")

@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from rich.console import Console
+from rich.text import Text
+
 from server.events import Event
+from server.federation import Paths
 from server.live import LiveDisplay
 from server.runs import Run
+from server.status import read_daemon
 from shared_models.errors import RunStopped
 
 LOOK_SECONDS = 0.3
+QUIET_SECONDS = 3.0  # without an event, before it is looked at why
 
 
 def follow(run: Run, start: int = 0) -> int:
@@ -24,17 +30,35 @@ def follow(run: Run, start: int = 0) -> int:
         RunStopped: it stopped; the sentence says why.
     """
     tail = Tail(run.path / "events.jsonl", start)
-    with LiveDisplay(run.path, run.job().selection_metric()) as live:
+    console = Console(highlight=False)
+    said, since = "", time.monotonic()
+    with LiveDisplay(run.path, run.job().selection_metric(), console) as live:
         while True:
             state = run.state()  # before the events, so that the last of them is not missed
             for event in tail.read():
                 live.handle(event)
+                since = time.monotonic()
             if state.phase in ("complete", "stopped"):
                 break
+            if time.monotonic() - since > QUIET_SECONDS:
+                since = time.monotonic()
+                silent = _why_silent(run, state.phase)
+                if silent != said and silent:
+                    console.print(Text(silent), soft_wrap=True)
+                said = silent
             time.sleep(LOOK_SECONDS)
     if state.phase == "stopped":
         raise RunStopped(f"{state.reason}; `consilium coordinator resume {run.name}` continues it")
     return state.exit_code or 0
+
+
+def _why_silent(run: Run, phase: str) -> str:
+    """Why nothing can come: the coordinator does not run, or works on another run. Empty when neither is so."""
+    daemon = read_daemon(Paths(run.path.parent.parent))
+    if not daemon.running:
+        return "the coordinator is not running; the run goes on when `consilium coordinator start` has started it again"
+    other = daemon.facts.get("run")
+    return f"queued behind {other}" if phase == "queued" and other and other != run.name else ""
 
 
 class Tail:

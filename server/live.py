@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ ROUND_LINES = 12  # of a longer run every k-th round is shown
 HOSPITAL_ROWS = 10
 REASONS = 5
 WARNINGS = 10
+LAST_WARNINGS = 3  # of those that were not shown: why a run stopped is among them
 
 
 class LiveDisplay:
@@ -52,6 +54,7 @@ class LiveDisplay:
         self._sites: dict[str, Event] = {}
         self._baselines: list[Event] = []
         self._warnings = 0
+        self._unsaid: deque[str] = deque(maxlen=LAST_WARNINGS)
 
     def __enter__(self) -> LiveDisplay:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -215,8 +218,10 @@ class LiveDisplay:
     def _run_finished(self, event: Event) -> None:
         self._print_round()
         self._print_baselines()
-        if self._warnings > WARNINGS:
-            self._say(f"! {self._warnings - WARNINGS} more warnings: the report has them all")
+        if (more := self._warnings - WARNINGS - len(self._unsaid)) > 0:
+            self._say(f"! {_count(more, 'more warning')}: the report has them all")
+        for text in self._unsaid:
+            self._say(f"! {text}")
         if event["status"] != "complete":
             self._say(f"stopped after {_duration(event['seconds'])}; everything so far is kept in {self._run_dir}")
             return
@@ -255,6 +260,8 @@ class LiveDisplay:
         self._warnings += 1
         if self._warnings <= WARNINGS:
             self._say(f"! {text}")
+        else:
+            self._unsaid.append(text)
 
     def _say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)

@@ -78,7 +78,7 @@ def one_round(
     else:
         raise RunStopped(
             f"round {number} stayed below its quorum after {attempt + 1} attempts: {reason}; "
-            "everything up to the round before it is kept: mend the sites, then continue with --resume"
+            "everything up to the round before it is kept: mend the sites, then resume the run"
         )
 
     target = algorithm_of(job).combine(total.take_mean())

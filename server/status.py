@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
@@ -12,6 +13,7 @@ from typing import Any
 from server.events import Event, read_events
 from server.federation import Paths
 from server.participation import quorum
+from server.registry import Registry
 from server.runs import Run, all_runs
 from shared_models.job import Job
 from shared_models.page import listed
@@ -51,22 +53,28 @@ def read_daemon(paths: Paths) -> Daemon:
 def describe(paths: Paths) -> list[str]:
     """The state of the coordinator, one sentence a line: the daemon, the sites, the run under way, the queue."""
     daemon = read_daemon(paths)
-    lines = _daemon(daemon)
+    suspended = {entry.name for entry in Registry(paths.registry).entries() if entry.state == "suspended"}
+    lines = _daemon(daemon, suspended)
     runs = all_runs(paths.runs)
     under_way = [run for run in runs if run.state().phase == "running"]
     queued = [run.name for run in runs if run.state().phase == "queued"]
-    lines += [why_stuck(run, daemon) for run in under_way]
+    lines += [why_stuck(run, daemon, suspended) for run in under_way]
     if queued:
         behind = f" behind {under_way[0].name}" if under_way else ""
         lines.append(f"Queued{behind}: {', '.join(queued)}.")
     over = [run for run in runs if run.state().phase in ("complete", "stopped")]
     if not under_way and not queued:
-        lines.append(f"No run is under way; the last was {_over(over[-1])}" if over else "There was no run yet.")
+        last = max(over, key=lambda run: run.state().since, default=None)
+        lines.append(f"No run is under way; the last was {_over(last)}" if last else "There was no run yet.")
     return lines
 
 
-def why_stuck(run: Run, daemon: Daemon) -> str:
-    """One sentence: what the run is waiting for, on whom, since when, and what happens next."""
+def why_stuck(run: Run, daemon: Daemon, suspended: Collection[str] = ()) -> str:
+    """What the run is waiting for, on whom, since when, and what happens next.
+
+    Args:
+        suspended: sites that the coordinator keeps out.
+    """
     if not daemon.running:
         return f"{run.name} waits for the coordinator itself, which is not running: `consilium coordinator start`."
     if not daemon.facts.get("superlink", {}).get("ready"):
@@ -76,7 +84,8 @@ def why_stuck(run: Run, daemon: Daemon) -> str:
     events = list(read_events(run.path / "events.jsonl")) if (run.path / "events.jsonl").exists() else []
     job, waiting = run.job(), _waiting(run)
     if waiting:
-        return f"{run.name} waits for {_on_whom(waiting)}. {_next(job, waiting, events)}"
+        hint = _kept_out({entry["site"] for entry in waiting}, suspended)
+        return f"{run.name} waits for {_on_whom(waiting)}. {_next(job, waiting, events)}{hint}"
     # One event whenever others are away than before.
     while_waiting = list(takewhile(lambda event: event["event"] == "waiting_for_sites", reversed(events)))
     if while_waiting:
@@ -86,15 +95,17 @@ def why_stuck(run: Run, daemon: Daemon) -> str:
         return (
             f"{run.name} waits since {since} for {away} to connect: {last['connected']} sites are there and "
             f"{last['needed']} are needed; it stops, and can be resumed, if they stay away for "
-            f"{run.settings()['wait_seconds']:g} s."
+            f"{run.settings()['wait_seconds']:g} s.{_kept_out(last['away'], suspended)}"
         )
     held_up = [event for event in events if event["event"] == "site_waiting"]
     rounds = [event for event in events if event["event"] == "round_started"]
     if not rounds:
-        ready = {event["site"] for event in events if event["event"] == "site_ready"}
-        missing = sorted(set(daemon.facts.get("sites", {})) - ready)
-        reasons = {event["site"]: event["reason"] for event in held_up if event["site"] not in ready}
-        whom = [f"{site} ({reasons.get(site, 'not connected')})" for site in missing]
+        sites = daemon.facts.get("sites", {})
+        heard = {event["site"] for event in events if event["event"] in ("site_ready", "site_refused")}
+        missing = sorted(set(run.settings()["sites"] or sites) - heard - set(suspended))
+        reasons = {event["site"]: event["reason"] for event in held_up}
+        silent = {site: "no answer yet" if sites.get(site) == "online" else "not connected" for site in missing}
+        whom = [f"{site} ({reasons.get(site, silent[site])})" for site in missing]
         return (
             f"{run.name} waits for {listed(whom) or 'its sites'}; the rounds begin when all are ready, or after "
             f"{run.settings()['wait_seconds']:g} s with those that are."
@@ -102,16 +113,24 @@ def why_stuck(run: Run, daemon: Daemon) -> str:
     return f"{run.name} is at work at the coordinator itself, behind round {rounds[-1]['round']}."
 
 
-def _daemon(daemon: Daemon) -> list[str]:
+def _kept_out(waited_for: Collection[str], suspended: Collection[str]) -> str:
+    return "".join(
+        f" {site} is suspended: `consilium coordinator readmit {site}` lets it back in."
+        for site in sorted(set(waited_for) & set(suspended))
+    )
+
+
+def _daemon(daemon: Daemon, suspended: Collection[str]) -> list[str]:
     if not daemon.running:
         return ["The coordinator is not running: `consilium coordinator start` starts it."]
     facts = daemon.facts
     lines = [f"The coordinator runs since {_clock(facts['since'])} and listens at {facts['listens_at']}."]
     sites = facts.get("sites", {})
-    there = sorted(name for name, status in sites.items() if status == "online")
-    away = sorted(sites.keys() - set(there))
+    there = sorted(name for name, status in sites.items() if status == "online" and name not in suspended)
+    away = [f"{name} (suspended)" if name in suspended else name for name in sorted(sites.keys() - set(there))]
     lines.append(
-        f"{len(there)} of {len(sites)} sites are connected{f'; not {listed(away)}' if away else ''}."
+        f"{len(there)} of {len(sites)} {'site is' if len(sites) == 1 else 'sites are'} connected"
+        f"{f'; not {listed(away)}' if away else ''}."
         if sites
         else "There is no site yet: `consilium coordinator admit` takes a hospital's request."
     )

@@ -15,7 +15,7 @@ from server.events import EventLog
 from server.judgement import POOLED
 from server.live import LiveDisplay
 from server.outcome import finish
-from shared_models.errors import ConsiliumError
+from shared_models.errors import ConsiliumError, RunStopped
 from shared_models.zoo import build
 from simulation import engine
 from simulation.illustrate import draw_pictures
@@ -37,10 +37,16 @@ def simulate(request: SimulationRequest) -> int:
             error = _attempt(run, events)
             exit_code = finish(run.path, events, error, began)
     except OSError as full:
-        raise disk_error(Path(full.filename or run.path / "events.jsonl"), full) from full
+        raise _with_the_way_on(disk_error(Path(full.filename or run.path / "events.jsonl"), full), run) from full
     if error:
-        raise error
+        raise _with_the_way_on(error, run)
     return exit_code
+
+
+def _with_the_way_on(error: ConsiliumError, run: RunFolder) -> ConsiliumError:
+    if not isinstance(error, RunStopped):
+        return error
+    return RunStopped(f"{error}; continue with --resume, as in: consilium simulate --resume {run.path}")
 
 
 def _attempt(run: RunFolder, events: EventLog) -> ConsiliumError | None:

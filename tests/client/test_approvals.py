@@ -83,12 +83,12 @@ def test_an_approval_by_the_policy_ends_when_the_policy_asks(tmp_path: Path):
 
 def test_decisions_that_make_no_sense_are_refused(tmp_path: Path):
     note(tmp_path, make_job())
-    with pytest.raises(BadInput, match="is waiting, not to be withdrawn"):
+    with pytest.raises(BadInput, match="is waiting, and cannot be withdrawn"):
         say(tmp_path, "vessels", "withdrawn")
     say(tmp_path, "vessels", "approved")
     with pytest.raises(BadInput, match="withdraw it instead"):
         say(tmp_path, "vessels", "refused")
-    with pytest.raises(BadInput, match="is approved, not to be approved"):
+    with pytest.raises(BadInput, match="is approved already"):
         say(tmp_path, "vessels", "approved")
     say(tmp_path, "vessels", "withdrawn")
     assert say(tmp_path, "vessels", "approved", why="").state == "approved"

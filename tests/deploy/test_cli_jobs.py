@@ -173,11 +173,11 @@ def test_an_encrypted_key_needs_its_passphrase_and_a_wrong_job_does_not_ask_for_
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("withdraw", "vessels", "--why", "x"), "is waiting, not to be withdrawn"),
+        (("withdraw", "vessels", "--why", "x"), "is waiting, and cannot be withdrawn"),
         (("refuse", "vessels", "--why", " "), "needs its reason; give --why"),
         (("approve", "vessels", "--by", "policy"), "give --by"),
         (("show", "1234567"), "there is no job '1234567'"),
-        (("jobs", "--config", "nowhere.yaml"), "nowhere.yaml: cannot read this site configuration file"),
+        (("jobs", "--config", "nowhere.yaml"), "nowhere.yaml: no site configuration here"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence_with_exit_code_2(

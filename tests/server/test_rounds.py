@@ -189,7 +189,8 @@ def test_a_round_that_stays_below_quorum_stops_the_run_and_keeps_the_rounds_befo
     grid = ScriptedGrid([fails_in_round_two, moved(1.0)])
     roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(2)}
     events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
-    with pytest.raises(RunStopped, match=r"round 2 stayed below its quorum after 3 attempts: 1 of 2 sites .*--resume"):
+    said = r"round 2 stayed below its quorum after 3 attempts: 1 of 2 sites .*resume the run"
+    with pytest.raises(RunStopped, match=said):
         run_rounds(grid, roster, job(quorum=2), TENSORS, RunState(START), store, events, lambda needed: None)
     kept, _ = store.load(pytest.fail)
     assert kept.round == 1

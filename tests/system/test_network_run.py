@@ -166,6 +166,17 @@ def test_a_model_of_one_hospitals_patients_is_judged_there_and_nowhere_else(
         assert {model for model in models if model.startswith("local:")} == {f"local:{name}"}
 
 
+def test_a_suspended_hospital_is_told_and_comes_back_when_it_is_readmitted(network: LocalNetwork) -> None:
+    name = network.sites[0]
+    status = ("site", "status", "--config", network.site_yaml(name))
+    assert network.run("suspend", name).returncode == 0
+    wait_for(lambda: "has suspended this site" in consilium(*status, check=False).stdout, "the hospital to be told")
+    assert consilium(*status, check=False).returncode == 3
+    assert network.run("readmit", name).returncode == 0
+    wait_for(lambda: consilium(*status, check=False).returncode == 0, "the hospital to be well again")
+    network.wait_until_connected([name])
+
+
 def set_policy(network: LocalNetwork, name: str, changes: dict[str, object]) -> None:
     """Edits site.yaml and starts the daemon again, as a hospital would."""
     path = network.site_yaml(name)
