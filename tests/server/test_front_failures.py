@@ -295,7 +295,8 @@ def test_a_real_supernode_is_online_through_the_front_and_sleeps_through_a_suspe
         assert "online" in federation.node_states()
 
 
-def test_a_supernode_outlives_a_superlink_that_is_away(federation: Federation) -> None:
+def test_a_supernode_outlives_a_superlink_that_is_away(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_module, "HOLD_SECONDS", 1.0)  # so that it asks often enough to be seen asking
     federation.admit("coast", at_superlink=True)
     with federation.supernode("coast") as process:
         wait_until(lambda: federation.traffic("coast").requests, "the SuperNode is there")
