@@ -23,6 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from shared_models.enrolment import read_kit
+from shared_models.flower_messages import PACKED, unpacked
 from shared_models.keys import load_private
 from shared_models.weights import from_record, to_record
 
@@ -49,7 +50,7 @@ def _update(weights: dict[str, Any], **numbers: Any) -> RecordDict:
 
 
 def _with_first(weights: dict[str, Any], change: Callable[[Any], Any]) -> RecordDict:
-    first = next(iter(weights))
+    first = next(name for name, array in weights.items() if np.ndim(array) > 1)
     return _update({**weights, first: change(np.array(weights[first]))})
 
 
@@ -88,6 +89,7 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], RecordDict | Error]] = {
     "a weight without bound": lambda weights: _update(weights, weight=2**40),
     "no records": lambda weights: RecordDict(),
     "an error with a text": lambda weights: Error(2, "FileNotFoundError: /data/Jane Doe 1956.nii"),
+    "a packed file that is none": lambda weights: _update({PACKED: np.arange(200, dtype=np.uint8)}),
     "a name with control characters": lambda weights: _update({**weights, "\x1b[2J\nall is well": np.zeros(1, "<f4")}),
 }
 MUTATIONS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
@@ -163,6 +165,7 @@ def main(kit_path: str, key_path: str) -> None:
             question = inflate_object_from_contents(tree.object_id, contents)
             assert isinstance(question, Message)
             question.metadata.__dict__["_message_id"] = tree.object_id
+            question.content = unpacked(question.content)
             attack, content = answer(question)
             reply = Message(content, reply_to=question)
             objects = {name: thing.deflate() for name, thing in get_all_nested_objects(reply).items()}
