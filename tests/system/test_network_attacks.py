@@ -52,7 +52,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 EXPECTED = {
     "NaN": ("rejected", "has values that are NaN or infinite"),
-    "wrong shape": ("rejected", r"has shape \(36,\), expected \(4, 1, 3, 3\)"),
+    "wrong shape": ("rejected", r"has shape \(\d+,\), expected \(\d+, \d+"),
     "1e30": ("rejected", r"it lies \d\.\de\+30 from the model that it began with"),
     "far away": ("rejected", r"it lies \d\.\de\+0\d from the model that it began with"),
     "an extra tensor": ("rejected", "1 unexpected tensors, such as 'image'"),
@@ -341,4 +341,4 @@ def test_a_key_that_was_removed_opens_nothing_and_the_site_is_told(net: LocalNet
     log = net.work("stranger") / "logs" / "daemon.log"
     wait_for(lambda: log.exists() and "refuses this site's key" in log.read_text(), "the hospital to be told", 180)
     net.stop("stranger")
-    assert "stranger" not in net.daemon()["sites"]
+    wait_for(lambda: "stranger" not in net.daemon()["sites"], "the coordinator to forget it")
