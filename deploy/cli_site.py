@@ -138,15 +138,14 @@ def status(config: Config = SITE_YAML) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
     try:
         with opener.open(address, timeout=5) as answer:
-            health = json.load(answer)
+            content = answer.read()
     except urllib.error.HTTPError as unhealthy:
-        with suppress(ValueError):
-            health = json.load(unhealthy)
-    except ValueError:
-        pass
+        content = unhealthy.read()
     except OSError:
         typer.echo(f"Site {loaded.site}: no daemon answers at {address}; `consilium site start` starts it.")
         raise typer.Exit(UNHEALTHY) from None
+    with suppress(ValueError):  # another program may answer anything
+        health = json.loads(content)
     whose = health.get("site") if isinstance(health, dict) else None
     if whose != loaded.site:
         what = f"the daemon of the site {whose}" if whose else "another program"

@@ -132,13 +132,7 @@ def create_run(
             break
         name = f"{job.name[:100]}-{stamp}-{number}"
     settings = {
-        "schema": RUN_SCHEMA,
-        "name": job.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "consilium": version("consilium"),
-        "versions": versions(),
-        "seed": job.seed,
-        "job_hash": job.fingerprint(),
+        **identity(job),
         "engine": "deployment",
         "federation": federation,
         "sites": sorted(set(sites)),
@@ -162,9 +156,17 @@ def create_run(
     return Run(runs / name)
 
 
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on, beside consilium itself."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+def identity(job: Job) -> dict[str, Any]:
+    """What run.json says of every run, simulated or not: which job, when, and what its numbers depend on."""
+    return {
+        "schema": RUN_SCHEMA,
+        "name": job.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "consilium": version("consilium"),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "seed": job.seed,
+        "job_hash": job.fingerprint(),
+    }
 
 
 def all_runs(runs: Path) -> list[Run]:

@@ -9,14 +9,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from server.baselines import BASELINES
 from server.checkpoint import write_atomically
 from server.judgement import POOLED
-from server.runs import RUN_SCHEMA, versions
+from server.runs import identity
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
 from shared_models.job_file import dump_job, load_job
@@ -88,13 +87,7 @@ def create(request: SimulationRequest) -> RunFolder:
     compare = tuple(name for name in BASELINES if name in request.compare)
     workers, threads = _workers(request, len(split.hospitals), device)
     settings = {
-        "schema": RUN_SCHEMA,
-        "name": job.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "consilium": version("consilium"),
-        "versions": versions(),
-        "seed": job.seed,
-        "job_hash": job.fingerprint(),
+        **identity(job),
         "split_hash": split.hash,
         "engine": request.engine,
         "workers": workers,
