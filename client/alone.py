@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from client.data.dataset import SiteData
-from client.training import judge_cases, make_optimizer, train_round
+from client.training import judge_cases, make_optimizers, train_round
 from shared_models.job import Job
 from shared_models.tasks import Task
 from shared_models.weights import Weights, travelling
@@ -24,14 +24,15 @@ def train_alone(
         steps: optimiser steps a round; None takes the job's.
 
     Returns:
-        The best weights; numbers (steps, seconds, best_round); the validation metrics round by round.
+        The best weights, with those that stay at home in a federation; numbers (steps, seconds, best_round); the
+        validation metrics round by round.
     """
     began, total = time.monotonic(), 0
-    optimizer = make_optimizer(network, job)
+    optimizers = make_optimizers(network, job, task)
     validation = data.cases("validation")
     best, best_value, best_round, curve = None, float("-inf"), job.federation.rounds, []
     for number in range(1, job.federation.rounds + 1):
-        total += train_round(network, optimizer, data, job, task, site, number, steps).steps
+        total += train_round(network, optimizers, data, job, task, site, number, steps).steps
         every = job.evaluation.every
         if not validation or not (number == job.federation.rounds or (every and number % every == 0)):
             continue

@@ -20,8 +20,9 @@ from torch import nn
 from client.alone import train_alone
 from client.egress import Question
 from client.hospital import Answer, Hospital
+from client.own_tensors import keep_own, load_own
 from client.site import Site, bootstrap_seed
-from client.training import judge_cases, make_optimizer, train_round
+from client.training import judge_cases, make_optimizers, train_round
 from client.warm import data_of, job_of, network_of
 from shared_models.algorithms import algorithm_of
 from shared_models.errors import BadInput, ConsiliumError
@@ -49,11 +50,13 @@ def prepare(site: Site, job: Job, content: RecordDict) -> RecordDict:
 def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     """Train the global model on your data for one round."""
     data, task, network = data_of(site, job), task_of(job), network_of(job, site.device)
-    _load(network, content)
     number = _number(content, "round")
-    progress = train_round(network, make_optimizer(network, job), data, job, task, site.name, number)
+    load_own(network, site, job, number - 1)
+    _load(network, job, content)
+    progress = train_round(network, make_optimizers(network, job, task), data, job, task, site.name, number)
     network.zero_grad(set_to_none=True)  # the gradients' memory serves for the reply
-    tensors, weight = algorithm_of(job).contribution(network, progress.cases)
+    keep_own(network, site, job, number)
+    tensors, weight = algorithm_of(job).contribution(network, job.federation.share, progress.cases)
     numbers: dict[str, int | float | list[int] | list[float]] = {
         "weight": weight,
         "cases": progress.cases,
@@ -66,9 +69,12 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
 
 
 def alone(site: Site, job: Job, content: RecordDict) -> RecordDict:
-    """Train the given model on your data only, for as many rounds as the federation: the local baseline."""
+    """Train the given model on your data only, for as many rounds as the federation: the local baseline.
+
+    It is a whole model, with what stays at home in a federation: nobody else has the rest of it.
+    """
     network = network_of(job, site.device)
-    _load(network, content)
+    _load(network, job, content)
     steps = _number(content, "steps") or None
     best, numbers, curve = train_alone(network, data_of(site, job), job, task_of(job), site.name, steps)
     return RecordDict(
@@ -83,7 +89,8 @@ def alone(site: Site, job: Job, content: RecordDict) -> RecordDict:
 def evaluate(site: Site, job: Job, content: RecordDict) -> RecordDict:
     """Judge a model on your patients of a split: metric sums, with those of your own bootstrap replicates."""
     data, task, network = data_of(site, job), task_of(job), network_of(job, site.device)
-    _load(network, content)
+    load_own(network, site, job, _number(content, "round"))
+    _load(network, job, content)
     instruction = content.config_records["instruction"]
     split, replicates = str(instruction["split"]), _number(content, "replicates")
     cases = data.cases(split)
@@ -106,9 +113,9 @@ def _number(content: RecordDict, key: str) -> int:
     return value
 
 
-def _load(network: nn.Module, content: RecordDict) -> None:
+def _load(network: nn.Module, job: Job, content: RecordDict) -> None:
     try:
-        load(network, _weights(content))
+        load(network, _weights(content), job.federation.share)
     except Fault:
         raise
     except BadInput as error:

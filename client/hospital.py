@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +43,7 @@ from shared_models.job import Job
 from shared_models.job_file import check_meaning
 from shared_models.keys import PrivateKey, key_fingerprint
 from shared_models.orders import BadOrder, Order, check_order, open_order
-from shared_models.weights import schema
+from shared_models.weights import EVERYTHING, schema
 from shared_models.zoo import build
 
 Answer = Callable[[Site, Job, RecordDict], RecordDict]
@@ -99,7 +99,8 @@ class Hospital:
             order = self._order(message, question)
             job = _checked(str(message.content.config_records["instruction"]["job"]))
             patients = self._permission(order, job, question)
-            content = answer(self._site, job, message.content)
+            site = replace(self._site, own=self.config.work / "own" / order.run)
+            content = answer(site, job, message.content)
             allowed = self._allowed(order, job, question, patients)
             released = release(content, allowed)
             seconds = round(time.monotonic() - began, 3)
@@ -210,7 +211,7 @@ class Hospital:
             question,
             site=self.config.site,
             policy=self.config.policy,
-            shapes=_shapes(job.canonical_json()) if question in ("train", "alone") else None,
+            shapes=_shapes(job.canonical_json(), question) if question in ("train", "alone") else None,
             patients=patients,
             categories=data_of(self._site, job).report.categories,
             replicates=int(fields.get("replicates", 0)),
@@ -310,9 +311,11 @@ def _checked(job_text: str) -> Job:
 
 
 @functools.lru_cache(maxsize=4)
-def _shapes(job_text: str) -> dict[str, tuple[int, ...]]:
-    """The tensors of the job's model that travel."""
-    return {entry.name: entry.shape for entry in schema(build(job_of(job_text))) if entry.travels}
+def _shapes(job_text: str, question: Question) -> dict[str, tuple[int, ...]]:
+    """The tensors of the job's model that travel; of a baseline all that could."""
+    job = job_of(job_text)
+    share = job.federation.share if question == "train" else EVERYTHING
+    return {entry.name: entry.shape for entry in schema(build(job), share) if entry.travels}
 
 
 def _digest(key: PrivateKey) -> str:

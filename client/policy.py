@@ -22,7 +22,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "query.prepare": (),
     "train": ("round",),
     "train.alone": ("steps",),
-    "evaluate": ("model", "split", "replicates"),
+    "evaluate": ("model", "split", "replicates", "round"),
 }
 """Every question that a coordinator may ask, with the fields of its order."""
 
@@ -247,7 +247,8 @@ def _fields_refused(policy: Policy, job: Job, question: str, fields: Mapping[str
     if set(fields) != set(expected):
         yield Refusal("order.fields", f"{len(fields)} fields", _list(expected), "these fields and no other")
     steps, replicates = policy.max_local_steps, job.evaluation.bootstrap
-    for key, low, high in (("round", 1, job.federation.rounds), ("steps", 0, steps), ("replicates", 0, replicates)):
+    first = 1 if question == "train" else 0  # judged is also what is of no round, such as a baseline
+    for key, low, high in (("round", first, job.federation.rounds), ("steps", 0, steps), ("replicates", 0, replicates)):
         if key in fields and key in expected:
             value, allowed = fields[key], f"{low} to {high}"
             if type(value) is not int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared_models.errors import BadInput
@@ -21,6 +21,7 @@ class Site:
         data_root: no image outside this folder is opened; None for anywhere.
         secret: in the seed of bootstrap draws, so that a coordinator cannot repeat them and solve the sums for single
             patients; empty in a simulation, where whoever runs it has all patients anyway.
+        own: where the tensors are kept that stay at this site in the run at hand; a folder of `folder` if not said.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Site:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     data_root: Path | None = None
     secret: str = ""
+    own: Path = field(default=None, compare=False)  # type: ignore[assignment]  # it depends on folder
+
+    def __post_init__(self) -> None:
+        if self.own is None:
+            object.__setattr__(self, "own", self.folder / "own")
 
     @classmethod
     def from_node_config(cls, config: Mapping[str, object]) -> Site:

@@ -20,10 +20,7 @@ from client.data.patches import random_patch
 from shared_models.faults import Fault
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
-from shared_models.tasks import CaseRecord, Task
-
-# Classification images judged at once: bounded memory, and few enough Python steps.
-EVALUATION_BATCH = 64
+from shared_models.tasks import Batch, CaseRecord, Task
 
 
 @dataclass
@@ -36,16 +33,24 @@ class Progress:
     seconds: float
 
 
-def make_optimizer(network: nn.Module, job: Job) -> torch.optim.Optimizer:
-    """The optimiser of the job over the network's trainable parameters."""
+Optimizers = dict[str, torch.optim.Optimizer]
+"""Of every player of a task, see `Task.players`."""
+
+
+def make_optimizers(network: nn.Module, job: Job, task: Task) -> Optimizers:
+    """The optimiser of the job, once for every player of the task."""
+    return {player: _optimizer(parameters, job) for player, parameters in task.players(network).items()}
+
+
+def _optimizer(parameters: list[nn.Parameter], job: Job) -> torch.optim.Optimizer:
     spec = job.training.optimizer
-    parameters = [p for p in network.parameters() if p.requires_grad]
     common: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if parameters[0].device.type in ("cpu", "cuda"):
         common["fused"] = True  # one pass over the memory instead of one per operation
     if spec.name == "sgd":
         return torch.optim.SGD(parameters, momentum=spec.momentum, **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.name](parameters, **common)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.name]
+    return kind(parameters, betas=(spec.beta, 0.999), **common)
 
 
 def learning_rate(job: Job, round_number: int) -> float:
@@ -58,7 +63,7 @@ def learning_rate(job: Job, round_number: int) -> float:
 
 def train_round(
     network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     data: SiteData,
     job: Job,
     task: Task,
@@ -72,39 +77,72 @@ def train_round(
         steps: optimiser steps instead of the job's local epochs or steps.
 
     Raises:
-        BadInput: the loss is no longer finite.
+        BadInput: the loss is no longer finite, or there is no case to train on.
     """
-    began, cases = time.monotonic(), data.cases("train")
+    began = time.monotonic()
+    cases = [case for case in data.cases("train") if task.trains_on(case.label)]
+    if not cases:
+        raise Fault("no training case is of a class that this task trains on", "no_training_cases")
     device = next(network.parameters()).device
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(job, round_number)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(job, round_number)
     torch.manual_seed(derive_seed(job.seed, "dropout", site, round_number))
     rng = np.random.default_rng(derive_seed(job.seed, "batches", site, round_number))
     augment = augmentation(job, derive_seed(job.seed, "augmentation", site, round_number))
     scaler = torch.amp.GradScaler(device.type, enabled=_half(job, device) is torch.float16)
     network.train()
     total, done = torch.zeros((), device=device), 0
-    for batch in _batches(len(cases), job, rng, steps):
-        samples = [data.load(cases[index]) for index in batch]
+    for indices in _batches(len(cases), job, rng, steps):
+        samples = [data.load(cases[index]) for index in indices]
         if augment:
             samples = [augment(sample) for sample in samples]
-        patches = [random_patch(sample, job.data.crop, rng) for sample in samples]
-        images = torch.stack([patch["image"] for patch in patches]).to(device, non_blocking=True)
-        labels = torch.stack([patch["label"] for patch in patches]).to(device, non_blocking=True)
-        optimizer.zero_grad(set_to_none=True)
-        with _autocast(job, device):
-            logits = network(images)
-        loss = task.loss(logits.float(), labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        total += loss.detach()
+        patches = [random_patch(sample, job, rng) for sample in samples]
+        losses = _step(network, optimizers, scaler, _parts(patches, job, device), job, task)
+        total += losses[0]
         done += 1
     mean = float(total) / done
     if not math.isfinite(mean):
         text = f"the training loss in round {round_number} is {mean}; lower the learning rate"
         raise Fault(text, "diverged", round=round_number)
     return Progress(len(cases), done, mean, time.monotonic() - began)
+
+
+def _parts(patches: Sequence[dict[str, Any]], job: Job, device: torch.device) -> list[Batch]:
+    """The batch on the device, in the parts that it is computed in."""
+    size = math.ceil(len(patches) / job.training.accumulate)
+    return [
+        {
+            key: torch.stack([patch[key] for patch in patches[start : start + size]]).to(device, non_blocking=True)
+            for key in ("image", "label")
+        }
+        for start in range(0, len(patches), size)
+    ]
+
+
+def _step(
+    network: nn.Module,
+    optimizers: Optimizers,
+    scaler: torch.amp.GradScaler,
+    parts: Sequence[Batch],
+    job: Job,
+    task: Task,
+) -> list[Tensor]:
+    """One optimiser step of every player in turn; returns their losses."""
+    device, size = parts[0]["image"].device, sum(len(part["image"]) for part in parts)
+    losses = []
+    for player, optimizer in optimizers.items():
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for part in parts:
+            with _autocast(job, device):
+                loss = task.step_loss(network, part, player) * (len(part["image"]) / size)
+            scaler.scale(loss).backward()
+            total += loss.detach()
+        scaler.step(optimizer)
+        losses.append(total)
+    scaler.update()
+    return losses
 
 
 def _batches(cases: int, job: Job, rng: np.random.Generator, steps: int | None) -> Iterator[Sequence[int]]:
@@ -144,14 +182,14 @@ def judge_cases(network: nn.Module, data: SiteData, cases: Sequence[Case], job: 
 def infer_cases(
     network: nn.Module, data: SiteData, cases: Sequence[Case], job: Job, task: Task
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Each case with its probabilities on the CPU; neighbours of equal shape share a batch in classification."""
+    """Each case as it was presented, with its probabilities on the CPU; neighbours of equal shape share a batch."""
     device = next(network.parameters()).device
-    size = EVALUATION_BATCH if job.task.kind == "classification" else 1
-    for start in range(0, len(cases), size):
-        samples = [data.load(case) for case in cases[start : start + size]]
+    judged = task.ready(network, data.samples("train"), job, derive_seed(job.seed, "judging"))
+    for start in range(0, len(cases), task.judged_together):
+        samples = [task.present(data.load(case)) for case in cases[start : start + task.judged_together]]
         alike = len({tuple(sample["image"].shape) for sample in samples}) == 1
         for group in [samples] if alike else [[sample] for sample in samples]:
             images = torch.stack([sample["image"] for sample in group]).to(device)
             with _autocast(job, device):
-                probabilities = task.infer(network, images, job)
+                probabilities = task.infer(judged, images, job)
             yield from zip(group, probabilities.float().cpu(), strict=True)

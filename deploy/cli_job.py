@@ -106,7 +106,7 @@ def _summary(job: Job) -> list[tuple[str, str]]:
 
     network = build(job)
     parameters = sum(p.numel() for p in network.parameters())
-    megabytes = sum(array.nbytes for array in travelling(network).values()) / 1e6
+    megabytes = sum(array.nbytes for array in travelling(network, job.federation.share).values()) / 1e6
     shares = job.evaluation
     judged = f"validation {shares.validation_share:.0%} and test {shares.test_share:.0%} of each hospital's patients"
     return [

@@ -199,7 +199,7 @@ def _summary(approval: Approval, job: Job, policy: Policy) -> list[tuple[str, st
     from shared_models.weights import travelling
     from shared_models.zoo import build
 
-    tensors = travelling(build(job))
+    tensors = travelling(build(job), job.federation.share)
     megabytes = sum(array.nbytes for array in tensors.values()) / 1e6
     steps = steps_per_round(job, approval.cases.get("train", 0))
     counts = [f"{count} {split}" for split, count in approval.patients.items()]

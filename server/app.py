@@ -24,6 +24,7 @@ class Result:
     """What the rounds leave behind."""
 
     best: Weights
+    best_round: int
     sites: dict[str, Site]
     others: dict[str, Site]
 
@@ -49,7 +50,7 @@ def make_server_app(
     def main(grid: Grid, context: Context) -> None:
         store = CheckpointStore(run_dir / "checkpoints", job.fingerprint())
         network = build(job)
-        tensors, initial = schema(network), travelling(network)
+        tensors, initial = schema(network, job.federation.share), travelling(network, job.federation.share)
         del network
         state = _resume(store, initial, events)
         events.emit(
@@ -95,7 +96,8 @@ def _finish(
     others: dict[str, Site],
 ) -> Result:
     best = store.weights_of(state.best_round) if state.best_round not in (None, state.round) else state.weights
-    for name, weights, number in (("last", state.weights, state.round), ("best", best, state.best_round)):
+    best_round = state.best_round or state.round
+    for name, weights, number in (("last", state.weights, state.round), ("best", best, best_round)):
         save_weights(
             run_dir / "models" / f"federated-{name}.safetensors",
             weights,
@@ -103,4 +105,4 @@ def _finish(
             round=number,
             fingerprint=fingerprint(weights),
         )
-    return Result(best, sites, others)
+    return Result(best, best_round, sites, others)

@@ -73,7 +73,8 @@ def compare(
         if weights is not None:
             own = name.removeprefix(LOCAL)
             at = result.sites if share_local or own == name else {own: result.sites[own]}
-            sums[name] = collect(grid, at, job, weights, name, "test", job.evaluation.bootstrap, events)
+            number = result.best_round if name == FEDERATED else 0  # a baseline is whole: nothing of it is at the sites
+            sums[name] = collect(grid, at, job, weights, name, "test", job.evaluation.bootstrap, events, number)
     if not sums[FEDERATED]:
         sentence = "no hospital has test patients with a result: the models could not be compared"
         events.emit("warning", text=sentence, left_out=True)
@@ -89,7 +90,10 @@ def compare(
 def train_baselines(
     grid: Grid, result: Result, job: Job, baselines: Collection[str], run_dir: Path, events: EventLog
 ) -> None:
-    """Trains the baselines, as many at once as there are workers, and saves each when it is done."""
+    """Trains the baselines, as many at once as there are workers, and saves each when it is done.
+
+    They are whole models: what stays at a site in the federation is in them.
+    """
     initial = travelling(build(job))
     record, shapes = to_record(initial), {name: array.shape for name, array in initial.items()}
     steps = job.training.local_steps or 0

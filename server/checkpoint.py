@@ -158,6 +158,12 @@ def load_weights(path: Path) -> Weights:
         raise BadInput(f"{path} cannot be read as a model (safetensors): {error}") from None
 
 
+def round_of(path: Path) -> int:
+    """The round that a model written by `save_weights` is of."""
+    with safetensors.safe_open(path, "numpy") as file:
+        return int(file.metadata()["round"])
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all.
 

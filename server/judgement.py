@@ -27,7 +27,7 @@ FEDERATED, POOLED, LOCAL = "federated", "pooled", "local:"
 
 def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, events: EventLog) -> None:
     """Judges the global model on every site's validation patients and remembers the best round in the state."""
-    sums = collect(grid, sites, job, state.weights, f"{FEDERATED}-round", "validation", 0, events)
+    sums = collect(grid, sites, job, state.weights, f"{FEDERATED}-round", "validation", 0, events, state.round)
     if not sums:
         return
     metrics = {site: first_values(job, values) for site, values in sums.items()}
@@ -50,14 +50,18 @@ def collect(
     split: str,
     replicates: int,
     events: EventLog,
+    number: int = 0,
 ) -> dict[str, Sums]:
     """The metric sums of one model at every site that has patients in the split.
 
     A site that gives none is said in a warning, and is missing from the answer.
+
+    Args:
+        number: the round that the model is of; what stays at a site is taken from there.
     """
     content = RecordDict(
         {
-            "instruction": instruction(job, model=model, split=split, replicates=replicates),
+            "instruction": instruction(job, model=model, split=split, replicates=replicates, round=number),
             "weights": to_record(weights),
         }
     )

@@ -136,6 +136,7 @@ FAULTS: dict[str, _Kind] = {
     "labels": _Kind("in {cases} of its {checked} cases a label is not one of task.classes", _UNFIT),
     "shape": _Kind("in {cases} of its {checked} cases the number of axes is not data.spatial_dims", _UNFIT),
     "too_few_cases": _Kind("it has no usable training case: {cases} of its {checked} cases are unfit", _UNFIT),
+    "no_training_cases": _Kind("none of its training cases is of a class that this task trains on"),
     "too_few_patients": _Kind(
         "it has {found} {split} patients, where its policy asks for at least {needed}",
         {"split": _one_of(("train", "validation", "test")), "found": _count, "needed": _count},

@@ -1,7 +1,8 @@
 """A model's tensors by kind, which of them travel, and how they become Flower records and back.
 
 The kind is decided by the type of the module that owns a tensor, never by its name. Only float tensors ever travel:
-integer buffers and constants are rebuilt from the job at every site, and a tensor with two names travels once.
+integer buffers and constants are rebuilt from the job at every site, and a tensor with two names travels once. Of those
+that could travel, the job's `federation.share` keeps some at home; each site then has its own.
 """
 
 from __future__ import annotations
@@ -21,80 +22,104 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from shared_models.errors import BadInput
+from shared_models.job import Share
 
-Kind = Literal["shared", "norm", "statistic", "constant", "alias"]
+Kind = Literal["shared", "norm", "head", "statistic", "constant", "alias"]
 Weights = dict[str, NDArray[np.float32]]
 
-TRAVELLING: frozenset[Kind] = frozenset({"shared", "norm", "statistic"})
+EVERYTHING = Share()
 NORM_MODULES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One entry of a model's state: `shared` and `norm` are trained, `statistic` is any other float buffer."""
+    """One entry of a model's state: `shared`, `norm` and `head` are trained, `statistic` is any other float buffer."""
 
     name: str
     kind: Kind
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def travels(self) -> bool:
-        """Whether the tensor leaves a site."""
-        return self.kind in TRAVELLING
+    travels: bool
+    """Whether the tensor leaves a site."""
 
     @property
     def trainable(self) -> bool:
         """Whether an optimiser, local or at the server, may step it."""
-        return self.kind in ("shared", "norm")
+        return self.kind in ("shared", "norm", "head")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether every site has its own: it could travel, and the job keeps it at home."""
+        return not self.travels and self.kind not in ("constant", "alias")
 
 
-def schema(network: nn.Module) -> list[TensorInfo]:
-    """Every tensor of the network's state dict, in its order, with its kind."""
+def schema(network: nn.Module, share: Share = EVERYTHING) -> list[TensorInfo]:
+    """Every tensor of the network's state dict, in its order, with its kind and whether it travels."""
     owners = {
         f"{prefix}.{name}" if prefix else name: module
         for prefix, module in network.named_modules(remove_duplicate=False)
         for name in [*module._parameters, *module._buffers]
     }
+    heads = {
+        id(inner) for module in network.modules() if getattr(module, "is_head", False) for inner in module.modules()
+    }
+    at_home = tuple(f"{name}." for name in getattr(network, "discriminators", ()) if share.networks == "generators")
     seen: set[int] = set()
     entries = []
     for name, tensor in network.state_dict(keep_vars=True).items():
-        entries.append(TensorInfo(name, _kind(tensor, owners[name], seen), tuple(tensor.shape), _dtype(tensor)))
+        owner = owners[name]
+        kind: Kind = "alias" if id(tensor) in seen else _kind(tensor, owner, id(owner) in heads)
+        travels = kind not in ("constant", "alias") and not name.startswith(at_home) and _shared(kind, owner, share)
+        entries.append(TensorInfo(name, kind, tuple(tensor.shape), _dtype(tensor), travels))
         seen.add(id(tensor))
     return entries
 
 
-def _kind(tensor: torch.Tensor, owner: nn.Module, seen: set[int]) -> Kind:
-    if id(tensor) in seen:
-        return "alias"
+def _kind(tensor: torch.Tensor, owner: nn.Module, in_head: bool) -> Kind:
     if not tensor.is_floating_point():
         return "constant"
     if not isinstance(tensor, nn.Parameter):
         return "statistic"
-    return "norm" if isinstance(owner, NORM_MODULES) else "shared"
+    if isinstance(owner, NORM_MODULES):
+        return "norm"
+    return "head" if in_head else "shared"
+
+
+def _shared(kind: Kind, owner: nn.Module, share: Share) -> bool:
+    if not isinstance(owner, NORM_MODULES) or share.normalisation == "all":
+        return True
+    return share.normalisation == "no_statistics" and kind != "statistic"
 
 
 def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def travelling(network: nn.Module) -> Weights:
+def travelling(network: nn.Module, share: Share = EVERYTHING) -> Weights:
     """The tensors that travel, in float32: views of the network's memory where it is on the CPU, copies elsewhere."""
+    return _values(network, [entry.name for entry in schema(network, share) if entry.travels])
+
+
+def own(network: nn.Module, share: Share) -> Weights:
+    """The tensors that stay at a site and are its own, as `travelling` gives the others; often none."""
+    return _values(network, [entry.name for entry in schema(network, share) if entry.is_own])
+
+
+def _values(network: nn.Module, names: list[str]) -> Weights:
     state = network.state_dict()
-    return {
-        e.name: state[e.name].detach().to("cpu", torch.float32).contiguous().numpy()
-        for e in schema(network)
-        if e.travels
-    }
+    return {name: state[name].detach().to("cpu", torch.float32).contiguous().numpy() for name in names}
 
 
-def load(network: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Writes travelling tensors into the network in place.
+def load(network: nn.Module, weights: Mapping[str, NDArray[np.float32]], share: Share = EVERYTHING) -> None:
+    """Writes tensors into the network in place: those that travel, those that stay, or both.
 
     Raises:
         BadInput: a tensor is missing, unknown or of another shape.
     """
-    expected = {e.name: e.shape for e in schema(network) if e.travels}
+    entries = schema(network, share)
+    travel = {e.name: e.shape for e in entries if e.travels}
+    stay = {e.name: e.shape for e in entries if e.is_own}
+    expected = next((some for some in (stay, travel | stay) if some.keys() == weights.keys()), travel)
     problem = mismatch(expected, {name: array.shape for name, array in weights.items()})
     if problem:
         raise BadInput(f"these weights are not of this model: {problem}; use the job that they were trained with")

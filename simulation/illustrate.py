@@ -8,9 +8,11 @@ from pathlib import Path
 
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
+from client.own_tensors import load_own
 from client.pictures import best_to_worst, draw_cases, mean_dice
+from client.site import Site
 from client.training import infer_cases
-from server.checkpoint import load_weights, write_atomically
+from server.checkpoint import load_weights, round_of, write_atomically
 from server.events import EventLog
 from server.judgement import FEDERATED
 from shared_models.errors import BadInput
@@ -50,11 +52,14 @@ def _draw_cases(run: RunFolder, sites: Mapping[str, SiteData]) -> None:
     ranked = sorted(_scores(run, sites), key=lambda row: (-row[0], row[1:]))
     if not ranked:
         return
-    network, task = build(run.job), task_of(run.job)
-    load(network, load_weights(run.path / "models" / "federated-best.safetensors"))
+    network, task, best = build(run.job), task_of(run.job), run.path / "models" / "federated-best.safetensors"
+    weights, number = load_weights(best), round_of(best)
+    nodes = {str(node["site"]): Site.from_node_config(node) for node in run.nodes()}
     samples = []
     for title, (score, site, case_id) in best_to_worst(ranked).items():
         data = sites[site]
+        load_own(network, nodes[site], run.job, number)
+        load(network, weights, run.job.federation.share)
         case = next(case for case in data.cases("test") if case.id == case_id)
         for sample, probabilities in infer_cases(network, data, [case], run.job, task):
             heading = f"{title}: {case_id} at {site}, mean Dice {score:.2f}"

@@ -75,6 +75,10 @@ class SiteData:
         """The usable cases of ``train``, ``validation`` or ``test``, in the order of the manifest."""
         return self._cases[split]
 
+    def samples(self, split: str) -> Sequence[dict[str, Any]]:
+        """The prepared cases of a split, each loaded when it is asked for."""
+        return _Samples(self, self._cases[split])
+
     def load(self, case: Case) -> dict[str, Any]:
         """The prepared case (see `prepare`), from the cache where it is there.
 
@@ -108,3 +112,16 @@ class SiteData:
             text = f"{changed} has changed since it was checked: start again, so that it is checked anew."
             raise Fault(text, "changed")
         return sample_tensors(prepare(case, self.folder, self._job))
+
+
+class _Samples(Sequence[dict[str, Any]]):
+    """Cases that are loaded one at a time."""
+
+    def __init__(self, data: SiteData, cases: Sequence[Case]) -> None:
+        self._data, self._of = data, cases
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._data.load(self._of[index])

@@ -187,7 +187,7 @@ def _label(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
     if job.task.kind == "segmentation":
         return _mask(case, folder, job, image)
     classes = job.task.classes
-    if job.task.mode == "multi_label":
+    if job.task.kind == "classification" and job.task.mode == "multi_label":
         found = {_class_index(text.strip(), classes, job) for text in case.label.split(";") if text.strip()}
         return np.array([index in found for index in range(len(classes))], dtype=np.float32)
     return np.array(_class_index(case.label, classes, job), dtype=np.int64)

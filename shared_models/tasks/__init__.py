@@ -6,9 +6,9 @@ from typing import Any
 from shared_models.job import Job
 from shared_models.tasks.classification import Classification
 from shared_models.tasks.segmentation import Segmentation
-from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task
+from shared_models.tasks.task import Batch, CaseRecord, MetricInfo, Sample, Sums, Task
 
-__all__ = ["TASKS", "CaseRecord", "MetricInfo", "Sums", "Task", "task_of"]
+__all__ = ["TASKS", "Batch", "CaseRecord", "MetricInfo", "Sample", "Sums", "Task", "task_of"]
 
 # From `kind` in the job file's task section to the task, built from that section.
 TASKS: dict[str, Callable[[Any], Task]] = {

@@ -19,35 +19,49 @@ from shared_models.job import ClassificationTask, Job
 from shared_models.tasks import histograms
 from shared_models.tasks.shape import to_size
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
-from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, check_finite
+from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task, check_finite
 
 CALIBRATION_BINS = 15
 THRESHOLD = 0.5
 
 
-class Classification:
+class Classification(Task):
     """The classification task of a job; see `Task` for the methods.
 
     A record's `values`: "probabilities", one per class, and "label": [index] (single_label), or 0 or 1 per class.
     """
 
+    judged_together = 64  # bounded memory, and few enough Python steps
+
     def __init__(self, section: ClassificationTask) -> None:
         self.classes = section.classes
         self.outputs = len(section.classes)
         self.single = section.mode == "single_label"
+        self.class_weights, self.focal_gamma = section.class_weights, section.focal_gamma
         # With two exclusive classes the first mirrors the second: only the second is ranked.
         self.ranked = list(range(self.outputs))[1:] if self.single and self.outputs == 2 else list(range(self.outputs))
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Cross entropy, or binary cross entropy over all findings, mean over the batch.
+        """Cross entropy, or binary cross entropy over all findings, mean over the batch weighted by class.
+
+        With a focal gamma every term counts by (1 - p)^gamma, p the probability of what is true (Lin et al. 2017,
+        Focal loss for dense object detection, eq. 4 and 5).
 
         Args:
             logits: (B, classes), any float type.
             label: int64 (B,) for single_label, float (B, classes) of 0 and 1 for multi_label.
         """
+        logits = logits.float()
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         if self.single:
-            return F.cross_entropy(logits.float(), label)
-        return F.binary_cross_entropy_with_logits(logits.float(), label.float())
+            loss = F.cross_entropy(logits, label, reduction="none")
+            weights = torch.ones_like(loss) if weights is None else weights[label]
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, label.float(), reduction="none")
+            weights = torch.ones_like(loss) if weights is None else torch.where(label > 0, weights, 1.0)
+        if self.focal_gamma:
+            loss = loss * (1 - torch.exp(-loss)) ** self.focal_gamma  # the exponential is the true class's probability
+        return (loss * weights).sum() / weights.sum()
 
     @torch.no_grad()
     def infer(self, network: nn.Module, images: Tensor, job: Job) -> Tensor:

@@ -18,20 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared_models.errors import BadInput
 from shared_models.job import Job, SegmentationTask
 from shared_models.tasks.shape import to_size
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
-from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, check_finite
+from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task, check_finite
 
 WINDOWS_AT_ONCE = 4
 MEASURES = ("dice", "surface_dice", "hd95")
 EVENTS = ("missed", "false")
 
 
-class Segmentation:
+class Segmentation(Task):
     """The segmentation task of a job; see `Task` for the methods.
 
     A record's `values` hold one entry per class but the background: "dice" and "surface_dice" (0..1), "hd95" (mm),
@@ -43,14 +44,20 @@ class Segmentation:
         self.organs = section.classes[1:]
         self.tolerance_mm = section.surface_tolerance_mm
 
-    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor | list[Tensor], label: Tensor) -> Tensor:
         """Dice (without the background) plus cross entropy, equally weighted, mean over the batch.
 
+        With deep supervision every further output counts half as much as the one before (Isensee et al. 2021, nnU-Net,
+        supplementary note 4), against the label at its own resolution.
+
         Args:
-            logits: (B, classes, *spatial), any float type.
+            outputs: logits (B, classes, *spatial) of any float type; or a list of them, the main output first.
             label: (B, 1, *spatial), integers.
         """
-        return self._dice_and_cross_entropy(logits.float(), label)
+        levels = [outputs] if isinstance(outputs, Tensor) else outputs
+        weights = [0.5**depth for depth in range(len(levels))]
+        losses = [self._dice_and_cross_entropy(logits.float(), _at_size_of(logits, label)) for logits in levels]
+        return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
     @cached_property
     def _dice_and_cross_entropy(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -162,9 +169,11 @@ class Segmentation:
             info[name] = {"label": label, "larger_is_better": False, "unit": "", "headline": False}
         return info
 
-    def curves(self, sums: Sums) -> dict[str, Any]:
-        """None: segmentations are drawn as pictures."""
-        return {}
+
+def _at_size_of(logits: Tensor, label: Tensor) -> Tensor:
+    if logits.shape[2:] == label.shape[2:]:
+        return label
+    return F.interpolate(label.float(), tuple(logits.shape[2:]), mode="nearest")
 
 
 def _foreground_box(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from shared_models.errors import BadInput
 from shared_models.job import Job
 
+Sample = dict[str, Any]
+"""A prepared case: "image" (C, *spatial), "label", "spacing" in mm per axis, "id" and "patient"."""
+Batch = dict[str, Tensor]
 Sums = dict[str, np.ndarray]
 """Named float64 arrays (replicates, ...); the sums of two sites, added, are the sums of both together."""
 
@@ -52,21 +56,61 @@ class MetricInfo(TypedDict):
     headline: bool  # belongs in the summary table; the first such metric tells the story
 
 
-class Task(Protocol):
-    """One task with its classes. Add one: a file in this folder, an entry in `TASKS`, a section in `job.py`."""
+class Task(ABC):
+    """One task with its classes. Add one: a file in this folder, an entry in `TASKS`, a section in `job.py`.
 
-    outputs: int
-    """Channels (segmentation) or logits (classification) of the network."""
+    A subclass says `loss`, `infer`, `judge` and the sums; the other methods suit a task with one network and one loss.
+    """
 
-    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Mean over the batch, a float32 scalar."""
+    judged_together: ClassVar[int] = 1
+    """Cases of equal shape that go through the network at once when they are judged."""
 
+    def loss(self, outputs: Any, label: Tensor) -> Tensor:
+        """Mean over the batch, a float32 scalar.
+
+        Args:
+            outputs: what the network gave: logits, or a list of them (the main output first) with deep supervision.
+        """
+        raise NotImplementedError
+
+    def trains_on(self, label: str) -> bool:
+        """Whether a training case with this entry in the label column is trained on."""
+        return True
+
+    def players(self, network: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """Who is trained in turn in every step, each with an optimiser of its own: name -> parameters."""
+        return {"network": [parameter for parameter in network.parameters() if parameter.requires_grad]}
+
+    def step_loss(self, network: nn.Module, batch: Batch, player: str) -> Tensor:
+        """The loss that one player's step goes down, a float32 scalar.
+
+        Args:
+            batch: "image" (B, C, *crop) and "label"; a player may leave in it what the next one needs.
+            player: a key of `players`.
+        """
+        return self.loss(network(batch["image"]), batch["label"])
+
+    def present(self, sample: Sample) -> Sample:
+        """A prepared case as the network gets to see it when it is judged."""
+        return sample
+
+    def ready(self, network: nn.Module, training: Sequence[Sample], job: Job, seed: int) -> nn.Module:
+        """What cases are inferred with: the network itself, or what has to be made with it at the site first.
+
+        Args:
+            training: the site's prepared training cases, each read when it is asked for.
+        """
+        return network
+
+    @abstractmethod
     def infer(self, network: nn.Module, images: Tensor, job: Job) -> Tensor:
         """Probabilities of images (B, C, *spatial): (B, classes, *spatial) or (B, classes), float32, no gradient.
 
-        Images lie on the network's device. Switches the network to evaluation mode and leaves it there.
+        Images lie on the network's device. Switches the network to evaluation mode and leaves it there. A task without
+        classes gives what its `judge` compares.
         """
 
+    @abstractmethod
     def judge(self, probabilities: Tensor, sample: dict[str, Any]) -> CaseRecord:
         """Compares the probabilities of one case (no batch axis) with its label.
 
@@ -74,20 +118,25 @@ class Task(Protocol):
         BadInput when the probabilities are not finite or do not fit the label.
         """
 
+    @abstractmethod
     def sums(self, records: Sequence[CaseRecord], weights: np.ndarray) -> Sums:
         """Sums over cases, one row per replicate, of weights (replicates, cases); always with "cases", "patients"."""
 
+    @abstractmethod
     def metrics(self, sums: Sums) -> dict[str, np.ndarray]:
         """Metrics (replicates,) of a site's or of pooled sums; nan where undefined."""
 
+    @abstractmethod
     def counts(self, sums: Sums) -> dict[str, int]:
         """For every metric the number of cases behind its value (row 0 of the sums)."""
 
+    @abstractmethod
     def metric_info(self) -> dict[str, MetricInfo]:
         """For every metric how to show it, the most important first."""
 
     def curves(self, sums: Sums) -> dict[str, Any]:
         """Curves to draw, from row 0 of the sums, as lists and numbers; {} where a task has none."""
+        return {}
 
 
 def check_finite(probabilities: Tensor, case: str) -> None:

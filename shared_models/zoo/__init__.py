@@ -39,9 +39,11 @@ def check(job: Job) -> Entry:
     if name not in MODELS:
         raise BadInput(f"model.name: there is no model '{name}'; the zoo has {', '.join(sorted(MODELS))}")
     kind = MODELS[name]
-    if job.task.kind not in kind.tasks:
-        fitting = ", ".join(sorted(n for n, entry in MODELS.items() if job.task.kind in entry.tasks))
-        raise BadInput(f"model.name: '{name}' cannot do {job.task.kind}; models that can: {fitting}")
+    ability, dims = job.task.ability, job.data.spatial_dims
+    if ability not in kind.tasks or dims not in kind.spatial_dims:
+        what = f"{ability} in {dims}D"
+        able = [n for n, entry in MODELS.items() if ability in entry.tasks and dims in entry.spatial_dims]
+        raise BadInput(f"model.name: '{name}' cannot do {what}; models that can: {', '.join(sorted(able))}")
     for key in arguments:
         if key not in kind.model_fields:
             near = difflib.get_close_matches(key, kind.model_fields, n=1)
@@ -61,14 +63,22 @@ def check(job: Job) -> Entry:
 
 def shape_of(job: Job) -> Shape:
     """What the network of a job takes in and gives out."""
-    return Shape(job.data.spatial_dims, job.data.channels, len(job.task.classes), tuple(job.data.crop))
+    data = job.data
+    outputs = job.task.outputs(data.channels)
+    return Shape(data.spatial_dims, data.channels, outputs, tuple(data.crop), len(job.task.classes))
 
 
 def build(job: Job) -> nn.Module:
     """The network of a job, initialised from the job seed without touching torch's global random state."""
     import torch
 
+    from shared_models.zoo.normalisation import normalise
+
     entry = check(job)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(job.seed, "initial weights"))
-        return entry.build(shape_of(job))
+        network = entry.build(shape_of(job))
+    network = normalise(network, job.model.normalisation or entry.normalisation, job.data.spatial_dims)
+    for name in entry.heads:
+        network.get_submodule(name).is_head = True  # type: ignore[assignment]
+    return network

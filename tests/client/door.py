@@ -33,7 +33,7 @@ ASKED = {
     "prepare": ("query.prepare", {}),
     "train": ("train", {"round": 1}),
     "alone": ("train.alone", {"steps": 0}),
-    "evaluate": ("evaluate", {"split": "test", "replicates": 3, "model": "federated"}),
+    "evaluate": ("evaluate", {"split": "test", "replicates": 3, "model": "federated", "round": 1}),
 }
 
 # What must not leave begins with something that no honest reply holds.

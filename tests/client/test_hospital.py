@@ -194,10 +194,10 @@ def test_what_the_policy_does_not_name_is_refused_with_the_rule_and_what_would_p
         ("train", {"round": 0}, "order.round"),
         ("train", {}, "order.fields"),
         ("train.alone", {"steps": 10**9}, "order.steps"),
-        ("evaluate", {"split": "test", "replicates": 10**6, "model": "federated"}, "order.replicates"),
-        ("evaluate", {"split": "everything", "replicates": 3, "model": "federated"}, "order.split"),
-        ("evaluate", {"split": "test", "replicates": 3, "model": "../../x"}, "order.model"),
-        ("evaluate", {"split": "test", "replicates": 3, "model": "/etc/x"}, "order.model"),
+        ("evaluate", {"split": "test", "replicates": 10**6, "model": "federated", "round": 1}, "order.replicates"),
+        ("evaluate", {"split": "everything", "replicates": 3, "model": "federated", "round": 1}, "order.split"),
+        ("evaluate", {"split": "test", "replicates": 3, "model": "../../x", "round": 1}, "order.model"),
+        ("evaluate", {"split": "test", "replicates": 3, "model": "/etc/x", "round": 1}, "order.model"),
     ],
 )
 def test_a_signed_order_cannot_ask_for_more_than_its_job(here, kind, fields, rule):

@@ -10,7 +10,7 @@ import torch
 from client.alone import train_alone
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
-from client.training import _batches, judge_cases, learning_rate, make_optimizer, train_round
+from client.training import _batches, judge_cases, learning_rate, make_optimizers, train_round
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.tasks import task_of
@@ -54,7 +54,13 @@ def data_of(site, job, tmp_path):
 def trained(site, job, tmp_path, name="here", number=1):
     network = build(job)
     progress = train_round(
-        network, make_optimizer(network, job), data_of(site, job, tmp_path), job, task_of(job), name, number
+        network,
+        make_optimizers(network, job, task_of(job)),
+        data_of(site, job, tmp_path),
+        job,
+        task_of(job),
+        name,
+        number,
     )
     return fingerprint(travelling(network)), progress
 
@@ -88,7 +94,8 @@ def test_training_learns(site, tmp_path):
     job = make_job(local_epochs=20)
     network, data = build(job), data_of(site, job, tmp_path)
     losses = [
-        train_round(network, make_optimizer(network, job), data, job, task_of(job), "here", r).loss for r in (1, 2, 3)
+        train_round(network, make_optimizers(network, job, task_of(job)), data, job, task_of(job), "here", r).loss
+        for r in (1, 2, 3)
     ]
     assert losses[2] < losses[0] / 2
     records = judge_cases(network, data, data.cases("test"), job, task_of(job))
@@ -98,7 +105,9 @@ def test_training_learns(site, tmp_path):
 def test_mixed_precision_trains_and_gives_float32_weights(site, tmp_path):
     job = make_job(mixed_precision=True)
     network = build(job)
-    train_round(network, make_optimizer(network, job), data_of(site, job, tmp_path), job, task_of(job), "here", 1)
+    train_round(
+        network, make_optimizers(network, job, task_of(job)), data_of(site, job, tmp_path), job, task_of(job), "here", 1
+    )
     assert {array.dtype for array in travelling(network).values()} == {np.dtype(np.float32)}
     assert fingerprint(travelling(network)) != trained(site, make_job(), tmp_path)[0]
 

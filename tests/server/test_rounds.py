@@ -19,7 +19,7 @@ from shared_models.faults import WORKER_DIED
 from shared_models.job import Job
 from shared_models.weights import TensorInfo, fingerprint, from_record, to_record
 
-TENSORS = [TensorInfo("w", "shared", (3,), "float32"), TensorInfo("count", "constant", (), "int64")]
+TENSORS = [TensorInfo("w", "shared", (3,), "float32", True), TensorInfo("count", "constant", (), "int64", False)]
 START = {"w": np.array([1.0, 2.0, 3.0], np.float32)}
 
 

@@ -7,7 +7,8 @@ from flwr.app import Array, ArrayRecord
 from torch import nn
 
 from shared_models.errors import BadInput
-from shared_models.weights import fingerprint, from_record, load, schema, to_record, travelling
+from shared_models.job import Share
+from shared_models.weights import fingerprint, from_record, load, own, schema, to_record, travelling
 
 
 class Tangle(nn.Module):
@@ -113,3 +114,53 @@ def test_fingerprint_tells_models_apart():
         weights | {"b": np.array([0, 1e-45], np.float32)},
     ):
         assert fingerprint(changed) != fingerprint(weights)
+
+
+def test_a_head_is_what_the_zoo_marks_and_travels_with_the_rest():
+    network = Tangle()
+    network.first.is_head = True
+    kinds = {entry.name: entry.kind for entry in schema(network)}
+    assert (kinds["first.weight"], kinds["norm.weight"], kinds["again.weight"]) == ("head", "norm", "alias")
+    assert "first.weight" in travelling(network)
+
+
+STATISTICS = {"norm.running_mean", "norm.running_var"}
+LAYERS = {"norm.weight", "norm.bias", *STATISTICS}
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "stays"), [("all", set()), ("no_statistics", STATISTICS), ("nothing", LAYERS)]
+)
+def test_what_of_normalisation_travels_is_the_jobs_choice(normalisation, stays):
+    network, share = Tangle(), Share(normalisation=normalisation)
+    assert set(own(network, share)) == stays
+    assert set(travelling(network, share)) == set(travelling(network)) - stays
+
+
+class Pair(nn.Module):
+    discriminators = ("judge",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge, self.judgement, self.maker = nn.Linear(2, 1), nn.Linear(1, 1), nn.Linear(1, 2)
+
+
+def test_discriminators_may_stay_at_home():
+    network, share = Pair(), Share(networks="generators")
+    assert set(own(network, share)) == {"judge.weight", "judge.bias"}
+    assert set(travelling(network, share)) == {"judgement.weight", "judgement.bias", "maker.weight", "maker.bias"}
+
+
+def test_both_halves_of_a_model_can_be_loaded_apart_and_together():
+    share = Share(normalisation="nothing")
+    source, target = Tangle(), Tangle()
+    with torch.no_grad():
+        source.norm.weight.fill_(3.0)
+    load(target, travelling(source, share), share)
+    assert torch.equal(target.first.weight, source.first.weight) and target.norm.weight[0] == 1.0
+    load(target, own(source, share), share)
+    assert fingerprint(travelling(target)) == fingerprint(travelling(source))
+    load(target, travelling(Tangle()), share)
+    assert target.norm.weight[0] == 1.0
+    with pytest.raises(BadInput, match="tensors missing"):
+        load(target, {"first.weight": travelling(source)["first.weight"]}, share)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from server.checkpoint import load_weights
+from server.checkpoint import CheckpointStore, load_weights
 from server.events import read_events
 from shared_models.errors import BadInput, RunStopped
 from shared_models.weights import fingerprint
@@ -152,3 +152,44 @@ def test_server_optimisers_resume_with_their_moments(write_job, squares, tmp_pat
     assert metrics == [event["metrics"] for event in events_of(whole, "validated")]
     last = load_weights(cut / "models" / "federated-last.safetensors")
     assert all(np.isfinite(array).all() for array in last.values())
+
+
+@pytest.mark.parametrize("kept", ["no_statistics", "nothing"])
+def test_normalisation_that_stays_at_home_is_each_hospitals_own_and_survives_a_stop(
+    write_job, squares, tmp_path, monkeypatch, kept
+):
+    share = {"federation": {"share": {"normalisation": kept}}}
+    job = write_job(model={"normalisation": "batch"}, **share)
+    out = tmp_path / "run"
+    assert simulate(SimulationRequest(job, squares, out, workers=1)) == 0
+    travelled = load_weights(out / "models" / "federated-last.safetensors")
+    kept_at = {folder.parent.name: folder for folder in out.glob("sites/*/own")}
+    assert set(kept_at) == {"hospital-1", "hospital-2", "hospital-3"}
+    last = {site: load_weights(folder / "round-000003.safetensors") for site, folder in kept_at.items()}
+    assert len({fingerprint(tensors) for tensors in last.values()}) == 3
+    assert not travelled.keys() & last["hospital-1"].keys()
+    # A baseline is a whole model.
+    assert load_weights(out / "models" / "pooled.safetensors").keys() == travelled.keys() | last["hospital-1"].keys()
+
+    broken = tmp_path / "broken"
+    request = SimulationRequest(job, squares, broken, workers=1)
+    _stop_behind_round(monkeypatch, 2)
+    with pytest.raises(RunStopped):
+        simulate(request)
+    monkeypatch.undo()
+    monkeypatch.setenv("CONSILIUM_CACHE", str(tmp_path / "cache"))
+    assert simulate(SimulationRequest(None, resume=broken)) == 0
+    assert last_fingerprint(broken) == last_fingerprint(out)
+    assert (broken / "evaluations.json").read_text() == (out / "evaluations.json").read_text()
+
+
+def _stop_behind_round(monkeypatch, last):
+    """Lets a run stop as for a lack of sites, once a round is checkpointed."""
+    save = CheckpointStore.save
+
+    def then_stop(self, state, size):
+        save(self, state, size)
+        if state.round == last:
+            raise RunStopped("stopped by the test")
+
+    monkeypatch.setattr(CheckpointStore, "save", then_stop)

@@ -79,8 +79,9 @@ def test_a_class_label_is_left_alone_and_no_augmentation_is_none() -> None:
 def test_a_patch_has_the_size_of_the_crop_and_holds_what_fits(size: list[int], crop: list[int], seed: int) -> None:
     values = torch.arange(1, 1 + int(np.prod(size)), dtype=torch.float32).view(1, *size)
     sample = {"image": values, "label": (values % 3).to(torch.uint8), "id": "a"}
-    patch = random_patch(sample, crop, np.random.default_rng(seed))
-    again = random_patch(sample, crop, np.random.default_rng(seed))
+    job = make_job(HIPPOCAMPUS, spatial_dims=3, crop=crop)
+    patch = random_patch(sample, job, np.random.default_rng(seed))
+    again = random_patch(sample, job, np.random.default_rng(seed))
     assert patch["image"].shape == patch["label"].shape == (1, *crop)
     assert torch.equal(patch["image"], again["image"])
     inside = patch["image"] > 0
@@ -92,6 +93,6 @@ def test_half_of_the_patches_look_at_a_rare_structure() -> None:
     label = torch.zeros(1, 64, 64, dtype=torch.uint8)
     label[0, 40, 9] = 1
     sample = {"image": torch.rand(1, 64, 64), "label": label}
-    rng = np.random.default_rng(0)
-    share = np.mean([int(random_patch(sample, [8, 8], rng)["label"].sum()) for _ in range(400)])
+    rng, job = np.random.default_rng(0), make_job(HIPPOCAMPUS, spatial_dims=2, crop=[8, 8])
+    share = np.mean([int(random_patch(sample, job, rng)["label"].sum()) for _ in range(400)])
     assert 0.4 < share < 0.65
