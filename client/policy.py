@@ -202,8 +202,10 @@ def _amounts_refused(
     rounds, steps = job.federation.rounds, steps_per_round(job, cases.get("train", 0))
     if rounds > policy.max_rounds:
         yield _too_many("policy.max_rounds", rounds, policy.max_rounds, "federation.rounds")
-    if steps > policy.max_local_steps:
-        yield _too_many("policy.max_local_steps", steps, policy.max_local_steps, "training.local_steps")
+    most = {"training.local_steps": steps, **job.task.steps_to_judge}
+    key = max(most, key=most.__getitem__)
+    if most[key] > policy.max_local_steps:
+        yield _too_many("policy.max_local_steps", most[key], policy.max_local_steps, key)
     yield from _too_few(policy, "train", patients)
 
 

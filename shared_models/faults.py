@@ -79,7 +79,8 @@ _WORDS = """
     a after again alone an and another as asking at baseline bounds can day digits evaluate
     federation.algorithm.name federation.rounds fields fingerprint form h here hospital's hours in job key keys
     least letters lists local model model.name more most name no none number of offer on one or other out patients
-    policy policy: query.prepare question replicates required round run site split steps such task.kind test that
+    policy policy: query.prepare question replicates required round run site split steps such task.classifier_steps
+    task.how.segmenter_steps task.kind test that
     the these this time to today tomorrow train train.alone training training.local_steps unknown validation whole
     wider with within without work yet _ . : -
 """

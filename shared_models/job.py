@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,10 +26,15 @@ LabelKind = Literal["mask", "class", "image"]
 """What the label column of a manifest holds: the path of a mask, a class or findings, the path of another image."""
 
 
+NO_STEPS: Mapping[str, int] = MappingProxyType({})
+
+
 class SegmentationTask(Section):
     """Every voxel gets one class."""
 
     label: ClassVar[LabelKind] = "mask"
+    steps_to_judge: ClassVar[Mapping[str, int]] = NO_STEPS
+    """Training steps that a site takes each time it judges a model, by the key that says how many."""
 
     kind: Literal["segmentation"]
     classes: list[str] = Field(min_length=2, description="Names by label value; the first is the background.")
@@ -58,6 +65,7 @@ class ClassificationTask(Section):
     """Every case gets one class (single_label) or any number of findings (multi_label)."""
 
     label: ClassVar[LabelKind] = "class"
+    steps_to_judge: ClassVar[Mapping[str, int]] = NO_STEPS
 
     kind: Literal["classification"]
     classes: list[str] = Field(min_length=1, description="Names by label value.")
@@ -134,6 +142,13 @@ class TranslationTask(Section):
         return "image" if self.how.mode == "paired" else "class"
 
     @property
+    def steps_to_judge(self) -> Mapping[str, int]:
+        """Of the segmenter that translated images are judged by."""
+        if isinstance(self.how, PairedTranslation) or self.how.mask is None:
+            return NO_STEPS
+        return {"task.how.segmenter_steps": self.how.segmenter_steps}
+
+    @property
     def classes(self) -> list[str]:
         """The domains."""
         return self.how.domains if self.how.mode == "unpaired" else []
@@ -164,6 +179,11 @@ class SynthesisTask(Section):
     classifier_steps: int = Field(200, ge=1, description="Training steps of the classifiers that judge, at each site.")
 
     @property
+    def steps_to_judge(self) -> Mapping[str, int]:
+        """Of the two classifiers, with synthetic images and without."""
+        return {"task.classifier_steps": 2 * self.classifier_steps}
+
+    @property
     def ability(self) -> str:
         """What a network must be able to do."""
         return self.kind
@@ -182,6 +202,7 @@ class AnomalyTask(Section):
     """Trained on cases of the first class only; a case is scored by how badly it is reconstructed."""
 
     label: ClassVar[LabelKind] = "class"
+    steps_to_judge: ClassVar[Mapping[str, int]] = NO_STEPS
 
     kind: Literal["anomaly"]
     classes: list[str] = Field(min_length=2, description="The first is normal, the others are what is to be found.")

@@ -92,7 +92,7 @@ MISTAKES = {
     ),
     "an unknown task": (
         ("kind: classification", "kind: clasification"),
-        "job.yaml:4: task.kind: expected one of segmentation, classification; found 'clasification'; "
+        "job.yaml:4: task.kind: expected one of segmentation, classification, translation, synthesis, anomaly; found 'clasification'; "
         "did you mean 'classification'?",
     ),
     "a task without its kind": (
@@ -119,11 +119,11 @@ MISTAKES = {
     ),
     "a section missing": (
         ("model:\n  name: cnn\n", ""),
-        "job.yaml:1: model: missing; expected a section of keys (name, arguments)",
+        "job.yaml:1: model: missing; expected a section of keys (name, arguments, normalisation, pretrained)",
     ),
     "a section that is a list": (
         ("  name: cnn", "  - cnn"),
-        "job.yaml:9: model: expected a section of keys (name, arguments), found ['cnn']",
+        "job.yaml:9: model: expected a section of keys (name, arguments, normalisation, pretrained), found ['cnn']",
     ),
     "a name that is no file name": (
         ("name: lungs", "name: my lungs"),
@@ -137,7 +137,7 @@ MISTAKES = {
     "an unknown model": (("name: cnn", "name: resnet8"), "job.yaml:10: model.name: there is no model 'resnet8'"),
     "a model for another task": (
         ("name: cnn", "name: unet"),
-        "job.yaml:10: model.name: 'unet' cannot do classification; models that can: ",
+        "job.yaml:10: model.name: 'unet' cannot do classification in 2D; models that can: ",
     ),
     "an unknown argument": (
         ("name: cnn", "name: cnn\n  arguments: {hiden: 64}"),
