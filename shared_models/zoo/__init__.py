@@ -14,11 +14,25 @@ from pydantic import ValidationError
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
+from shared_models.zoo.autoencoder import AutoEncoder, VariationalAutoEncoder
 from shared_models.zoo.cnn import Cnn
+from shared_models.zoo.cyclegan import CycleGan
+from shared_models.zoo.dcgan import Dcgan
+from shared_models.zoo.densenet import DenseNet121, DenseNet169, DenseNet201
+from shared_models.zoo.dynunet import DynUNet
 from shared_models.zoo.entry import Entry, Shape
-from shared_models.zoo.resnet import ResNet18, ResNet34, ResNet50
-from shared_models.zoo.unet import UNet
+from shared_models.zoo.pix2pix import Pix2Pix
+from shared_models.zoo.residual_unet import ResidualUNet
+from shared_models.zoo.resnet import ResNet18, ResNet34, ResNet50, ResNet101, SEResNet50
+from shared_models.zoo.resnet_unet import ResNetUNet
+from shared_models.zoo.swin_unet import SwinUNet
+from shared_models.zoo.swin_unetr import SwinUnetr
+from shared_models.zoo.transunet import TransUNet
+from shared_models.zoo.unet import AttentionUNet, UNet
+from shared_models.zoo.unet_plus_plus import UNetPlusPlus
+from shared_models.zoo.unetr import Unetr
 from shared_models.zoo.vit import ViT
+from shared_models.zoo.vnet import VNet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,10 +40,30 @@ if TYPE_CHECKING:
 MODELS: dict[str, type[Entry]] = {
     "cnn": Cnn,
     "unet": UNet,
+    "residual_unet": ResidualUNet,
+    "dynunet": DynUNet,
+    "attention_unet": AttentionUNet,
+    "unet_plus_plus": UNetPlusPlus,
+    "vnet": VNet,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "seresnet50": SEResNet50,
+    "resnet_unet": ResNetUNet,
+    "densenet121": DenseNet121,
+    "densenet169": DenseNet169,
+    "densenet201": DenseNet201,
     "vit": ViT,
+    "unetr": Unetr,
+    "swin_unetr": SwinUnetr,
+    "swin_unet": SwinUNet,
+    "transunet": TransUNet,
+    "pix2pix": Pix2Pix,
+    "cyclegan": CycleGan,
+    "dcgan": Dcgan,
+    "autoencoder": AutoEncoder,
+    "vae": VariationalAutoEncoder,
 }
 
 
@@ -65,7 +99,8 @@ def shape_of(job: Job) -> Shape:
     """What the network of a job takes in and gives out."""
     data = job.data
     outputs = job.task.outputs(data.channels)
-    return Shape(data.spatial_dims, data.channels, outputs, tuple(data.crop), len(job.task.classes))
+    normalisation = job.model.normalisation or MODELS[job.model.name].normalisation
+    return Shape(data.spatial_dims, data.channels, outputs, tuple(data.crop), len(job.task.classes), normalisation)
 
 
 def build(job: Job) -> nn.Module:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
+from shared_models.job import Normalisation
 from shared_models.zoo.entry import Entry, Shape
 
 if TYPE_CHECKING:
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 class Cnn(Entry):
     """Blocks of convolution, normalisation, ReLU and pooling by 2, then a hidden layer; torch alone, quick to start."""
 
+    family: ClassVar[str] = "classic CNN"
+    size_rule: ClassVar[str] = "at least 4"
+    normalisation: ClassVar[Normalisation] = "none"
+    heads: ClassVar[tuple[str, ...]] = ("head",)
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
     paper: ClassVar[str] = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
 
-    channels: list[int] = Field([32, 64], min_length=1)
+    channels: list[PositiveInt] = Field([32, 64], min_length=1)
     hidden: int = Field(128, ge=1)
-    norm: Literal["none", "instance", "group", "batch"] = "none"
 
     def problem(self, shape: Shape) -> str | None:
         least = 2 ** len(self.channels)
@@ -32,21 +36,20 @@ class Cnn(Entry):
     def build(self, shape: Shape) -> nn.Module:
         from torch import nn
 
-        from shared_models.zoo.normalisation import replace_batch_norm
-
         convolution, batch_norm, pooling = {
             2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
             3: (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d),
         }[shape.spatial_dims]
-        layers: list[nn.Module] = []
+        network = nn.Sequential()
         previous = shape.channels
-        for width in self.channels:
-            layers.append(convolution(previous, width, kernel_size=3, padding=1))
-            if self.norm != "none":
-                layers.append(batch_norm(width))
-            layers += [nn.ReLU(), pooling(2)]
+        for number, width in enumerate(self.channels, start=1):
+            conv = convolution(previous, width, kernel_size=3, padding=1)
+            network.add_module(f"block{number}", nn.Sequential(conv, batch_norm(width), nn.ReLU(), pooling(2)))
             previous = width
         features = previous * prod(size // 2 ** len(self.channels) for size in shape.crop)
-        layers += [nn.Flatten(), nn.Linear(features, self.hidden), nn.ReLU(), nn.Linear(self.hidden, shape.outputs)]
-        network = nn.Sequential(*layers)
-        return network if self.norm == "none" else replace_batch_norm(network, self.norm)
+        network.add_module("hidden", nn.Sequential(nn.Flatten(), nn.Linear(features, self.hidden), nn.ReLU()))
+        network.add_module("head", nn.Linear(self.hidden, shape.outputs))
+        return network
+
+    def checkpointed(self, network: nn.Module) -> list[nn.Module]:
+        return [block for name, block in network.named_children() if name.startswith("block")]

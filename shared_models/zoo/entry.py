@@ -22,6 +22,8 @@ class Shape:
     crop: tuple[int, ...]
     classes: int = 0
     """Classes of the job, for a network that is told the class of what it makes."""
+    normalisation: Normalisation = "instance"
+    """What its layers will have, which `problem` may depend on; `build` need not care."""
 
 
 class Entry(Section):
