@@ -58,7 +58,7 @@ def draw_cases(job: Job, samples: Sequence[Mapping[str, Any]]) -> bytes:
         for row, sample in enumerate(samples):
             _case_row(axes, job, sample, row * CASE_PITCH)
         handles = class_handles(job.task.classes[1:])
-        handles += [_line_handle("reference", REFERENCE, "-"), _line_handle("prediction", PREDICTION, "--")]
+        handles += [line_handle("reference", REFERENCE, "-"), line_handle("prediction", PREDICTION, "--")]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
 
     return figure_png(draw, WIDTH / 4 * CASE_PITCH * len(samples) + 0.4)
@@ -185,7 +185,8 @@ def class_handles(classes: Sequence[str]) -> list[Any]:
     return handles
 
 
-def _line_handle(label: str, colour: str, dash: Any) -> Any:
+def line_handle(label: str, colour: str, dash: Any) -> Any:
+    """An entry of a legend for a contour."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label)
@@ -215,30 +216,49 @@ def plane_of(values: np.ndarray, where: int | None) -> np.ndarray:
 
 
 def show_image(
-    axes: Axes, image: np.ndarray, where: int | None, spacing: Sequence[float], left: float, top: float
+    axes: Axes,
+    image: np.ndarray,
+    where: int | None,
+    spacing: Sequence[float],
+    left: float,
+    top: float,
+    window: Sequence[tuple[float, float]] = (),
 ) -> tuple[float, float, float, float]:
     """Draw an image, as large as fits, into the square of side 1 at (left, top); returns left, right, bottom, top.
 
-    Grey values from the 1st to the 99th percentile; three channels are shown as colours, of others the first one.
+    Three channels are shown as colours, of others the first one.
+
+    Args:
+        window: of `grey_window`, of another image that this one is to be compared with.
     """
-    planes = [plane_of(channel, where) for channel in (image if len(image) == 3 else image[:1])]
+    planes = _planes(image, where)
     rows, columns = planes[0].shape
     high, wide = (spacing[0], spacing[1]) if where is None else (spacing[1], spacing[0])
     scale = 0.95 / max(rows * high, columns * wide)
     wide, high = columns * wide * scale, rows * high * scale
     left, top = left + (1 - wide) / 2, top + (1 - high) / 2
     box = (left, left + wide, top + high, top)
-    shown = np.stack([_stretched(plane) for plane in planes], axis=-1)
+    window = window or grey_window(image, where)
+    shown = np.stack(
+        [np.clip((p - low) / max(high - low, 1e-12), 0, 1) for p, (low, high) in zip(planes, window, strict=True)],
+        axis=-1,
+    )
     shown = shown if len(planes) == 3 else shown[..., 0]
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=box, aspect="equal")
     return box
 
 
-def _stretched(plane: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(plane, (1, 99))
-    if high <= low:
-        low, high = plane.min(), plane.max()
-    return np.clip((plane - low) / max(high - low, 1e-12), 0, 1)
+def grey_window(image: np.ndarray, where: int | None) -> list[tuple[float, float]]:
+    """What is shown black and white, by channel: the 1st and 99th percentile of the plane that is shown."""
+    window = []
+    for plane in _planes(image, where):
+        low, high = np.percentile(plane, (1, 99)).tolist()
+        window.append((low, high) if high > low else (float(plane.min()), float(plane.max())))
+    return window
+
+
+def _planes(image: np.ndarray, where: int | None) -> list[np.ndarray]:
+    return [plane_of(channel, where) for channel in (image if len(image) == 3 else image[:1])]
 
 
 def _fill(axes: Axes, plane: np.ndarray, box: tuple[float, float, float, float]) -> None:

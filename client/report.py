@@ -12,8 +12,10 @@ from torch import nn
 
 from client.data.dataset import SiteData
 from client.data.preflight import PreflightReport
-from client.pictures import best_to_worst, draw_cases, draw_classified, draw_curve, mean_dice
-from client.training import infer_cases
+from client.pictures import best_to_worst, draw_classified, draw_curve
+from client.ranked_pictures import RANKINGS, Ranking
+from client.synthetic_pictures import draw_synthetic
+from client.training import infer_cases, judging_seed
 from shared_models.errors import BadInput
 from shared_models.files import whole_file
 from shared_models.job import Job
@@ -93,7 +95,8 @@ def draw_own_cases(
 ) -> list[Path]:
     """Write `cases.png` into a folder: the best, median and worst test case, or those most wrong and most right.
 
-    Segmentations are ranked by mean Dice over the classes, classifications by how far the probabilities are off.
+    Classifications are ranked by how far the probabilities are off, other tasks as `RANKINGS` says. Of a synthesis it
+    is synthetic images beside the training images that they come nearest to.
 
     Args:
         network: the model that the records are of, on its device.
@@ -108,8 +111,13 @@ def draw_own_cases(
     """
     usable = {case.id for case in data.cases("test")}
     records = [record for record in records if record.case in usable]
-    segmented = job.task.kind == "segmentation"
-    content = _segmented(job, network, data, records) if segmented else _classified(job, network, data, records)
+    content = None
+    if job.task.kind in RANKINGS:
+        content = _ranked(job, network, data, records, RANKINGS[job.task.kind])
+    elif job.task.kind == "classification":
+        content = _classified(job, network, data, records)
+    elif job.task.kind == "synthesis":
+        content = draw_synthetic(job, network, data.samples("train"), "this hospital", judging_seed(job))
     if content is None:
         return []
     path = folder / "cases.png"
@@ -118,14 +126,16 @@ def draw_own_cases(
     return [path]
 
 
-def _segmented(job: Job, network: nn.Module, data: SiteData, records: Sequence[CaseRecord]) -> bytes | None:
-    scored = [(score, record.case) for record in records if (score := mean_dice(record)) is not None]
+def _ranked(
+    job: Job, network: nn.Module, data: SiteData, records: Sequence[CaseRecord], ranking: Ranking
+) -> bytes | None:
+    scored = [(score, record.case) for record in records if (score := ranking.score(record)) is not None]
     chosen = best_to_worst(sorted(scored, key=lambda row: (-row[0], row[1])))
     if not chosen:
         return None
     samples = _samples(job, network, data, [case for _, case in chosen.values()])
-    titles = [f"{title}: {case}, mean Dice {score:.2f}" for title, (score, case) in chosen.items()]
-    return draw_cases(job, [{**sample, "title": title} for sample, title in zip(samples, titles, strict=True)])
+    titles = [f"{title}: {case}, {ranking.text(score)}" for title, (score, case) in chosen.items()]
+    return ranking.draw(job, [{**sample, "title": title} for sample, title in zip(samples, titles, strict=True)])
 
 
 def _classified(job: Job, network: nn.Module, data: SiteData, records: Sequence[CaseRecord]) -> bytes | None:

@@ -234,7 +234,9 @@ class Data(Section):
     """What a case is and how it is prepared: the same at every site."""
 
     images: list[str] = Field(["image"], min_length=1, description="Manifest columns; their channels are stacked.")
-    label: str = Field("label", description="Manifest column: a mask file, or a class name or index.")
+    label: str = Field(
+        "label", description="Manifest column: a mask file, a class name or index, or the target of a translation."
+    )
     patient: str = Field("patient", description="Manifest column: the unit of every split and interval.")
     spatial_dims: Literal[2, 3]
     channels: int = Field(1, ge=1, description="Channels of all image columns together.")
@@ -294,8 +296,12 @@ class Training(Section):
     local_epochs: int | None = Field(None, ge=1, description="Passes over the site's data in a round.")
     local_steps: int | None = Field(None, ge=1, description="Optimiser steps in a round, instead of local_epochs.")
     augmentation: list[Augmentation] = Field(default_factory=list)
-    mixed_precision: bool = Field(False, description="bfloat16 on CPU, float16 or bfloat16 on a GPU.")
-    accumulate: int = Field(1, ge=1, description="Parts that a batch is computed in: less memory, the same step.")
+    mixed_precision: bool = Field(False, description="bfloat16 or float16 on a GPU, bfloat16 on a CPU in 2D.")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Parts that a batch is computed in: less memory, the same step (class weights average by part).",
+    )
     gradient_checkpointing: bool = Field(False, description="Compute activations again instead of keeping them.")
     channels_last: bool = Field(False, description="Memory layout of images; faster or slower by network and device.")
     compile: bool = Field(False, description="torch.compile: minutes before the first step, faster ones then.")
@@ -487,6 +493,19 @@ class Job(Section):
     def fingerprint(self) -> str:
         """SHA-256 of the canonical form, as hexadecimal digits."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    @property
+    def mask_column(self) -> str | None:
+        """The manifest column with masks of a task that only judges with them."""
+        if self.task.kind == "translation" and self.task.how.mode == "unpaired":
+            return self.task.how.mask
+        return None
+
+    def file_columns(self) -> list[str]:
+        """The manifest columns that name files; all others hold words and numbers."""
+        label = [self.data.label] if self.task.label != "class" else []
+        mask = [self.mask_column] if self.mask_column else []
+        return list(dict.fromkeys([*self.data.images, *label, *mask]))
 
     def selection_metric(self) -> str:
         """The validation metric that picks the best round; larger is better."""

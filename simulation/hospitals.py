@@ -68,20 +68,21 @@ def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest,
         BadInput: the split manifest was made for other cases than these.
     """
     split.check_against(cases)
-    names = [*job.data.images, job.data.label, job.data.patient, "case", "split"]
-    others = list(dict.fromkeys(column for case in cases for column in case.columns if column not in names))
-    header = ["case", job.data.patient, *job.data.images, job.data.label, "split", *others]
+    named = dict.fromkeys(["case", job.data.patient, *job.data.images, job.data.label, "split"])
+    header = list(named | dict.fromkeys(column for case in cases for column in case.columns))
     paths = {}
     for name, patients in split.hospitals.items():
-        rows = [
-            [case.id, case.patient, *case.images, case.label, patients[case.patient]]
-            + [case.columns.get(column, "") for column in others]
-            for case in cases
-            if case.patient in patients
-        ]
+        rows = [_cells(case, job, patients[case.patient]) for case in cases if case.patient in patients]
         paths[name] = folder / name / "manifest.csv"
-        _write_csv(paths[name], [header, *rows])
+        _write_csv(paths[name], [header, *([row.get(column, "") for column in header] for row in rows)])
     return paths
+
+
+def _cells(case: SourceCase, job: Job, split: str) -> dict[str, str]:
+    """By column. An image goes before a label: a target that noise makes the source of is in the image's column."""
+    images = dict(zip(job.data.images, case.images, strict=True))
+    own = {"case": case.id, job.data.patient: case.patient, "split": split}
+    return {**case.columns, job.data.label: case.label, **images, **own}
 
 
 def write_pooled(manifests: Mapping[str, Path], folder: Path) -> Path:

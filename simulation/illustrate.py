@@ -9,9 +9,11 @@ from pathlib import Path
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
 from client.own_tensors import load_own
-from client.pictures import best_to_worst, draw_cases, mean_dice
+from client.pictures import best_to_worst
+from client.ranked_pictures import RANKINGS, Ranking
 from client.site import Site
-from client.training import infer_cases
+from client.synthetic_pictures import draw_synthetic
+from client.training import infer_cases, judging_seed
 from server.checkpoint import load_weights, round_of, write_atomically
 from server.events import EventLog
 from server.judgement import FEDERATED
@@ -24,7 +26,7 @@ from simulation.run_folder import RunFolder
 
 
 def draw_pictures(run: RunFolder, events: EventLog) -> None:
-    """Writes pictures/partition.png and, for segmentation, pictures/cases.png.
+    """Writes pictures/partition.png and, for all tasks but classification, pictures/cases.png.
 
     A picture that cannot be drawn is a warning in the report, not the end of a run that is done.
     """
@@ -41,15 +43,19 @@ def draw_pictures(run: RunFolder, events: EventLog) -> None:
         manifests = {name: run.path / "sites" / name / "manifest.csv" for name in sites}
         reports = {name: data.report for name, data in sites.items()}
         draw_partition(run.job, manifests, reports, run.path / "pictures" / "partition.png")
-        if run.job.task.kind == "segmentation" and (run.path / "evaluations.json").exists():
-            _draw_cases(run, sites)
+        if not (run.path / "evaluations.json").exists():
+            return
+        if run.job.task.kind in RANKINGS:
+            _draw_cases(run, sites, RANKINGS[run.job.task.kind])
+        elif run.job.task.kind == "synthesis":
+            _draw_synthetic(run, sites)
     except BadInput as error:
         events.emit("warning", text=f"a picture could not be drawn: {error}")
 
 
-def _draw_cases(run: RunFolder, sites: Mapping[str, SiteData]) -> None:
-    """Draws the test cases at the top, the middle and the bottom of the federated model's mean Dice."""
-    ranked = sorted(_scores(run, sites), key=lambda row: (-row[0], row[1:]))
+def _draw_cases(run: RunFolder, sites: Mapping[str, SiteData], ranking: Ranking) -> None:
+    """Draws the test cases at the top, the middle and the bottom of what the federated model did."""
+    ranked = sorted(_scores(run, sites, ranking), key=lambda row: (-row[0], row[1:]))
     if not ranked:
         return
     network, task, best = build(run.job), task_of(run.job), run.path / "models" / "federated-best.safetensors"
@@ -62,19 +68,30 @@ def _draw_cases(run: RunFolder, sites: Mapping[str, SiteData]) -> None:
         load(network, weights, run.job.federation.share)
         case = next(case for case in data.cases("test") if case.id == case_id)
         for sample, probabilities in infer_cases(network, data, [case], run.job, task):
-            heading = f"{title}: {case_id} at {site}, mean Dice {score:.2f}"
+            heading = f"{title}: {case_id} at {site}, {ranking.text(score)}"
             samples.append({**sample, "probabilities": probabilities, "title": heading})
-    write_atomically(run.path / "pictures" / "cases.png", draw_cases(run.job, samples))
+    write_atomically(run.path / "pictures" / "cases.png", ranking.draw(run.job, samples))
 
 
-def _scores(run: RunFolder, sites: Mapping[str, SiteData]) -> list[tuple[float, str, str]]:
-    """(mean Dice over the classes of the case, hospital, case) of every test case; a missed organ counts as zero."""
+def _draw_synthetic(run: RunFolder, sites: Mapping[str, SiteData]) -> None:
+    """Draws what the federated model makes beside the training images of the first hospital."""
+    site, data = next(iter(sites.items()))
+    network, best = build(run.job), run.path / "models" / "federated-best.safetensors"
+    nodes = {str(node["site"]): Site.from_node_config(node) for node in run.nodes()}
+    load_own(network, nodes[site], run.job, round_of(best))
+    load(network, load_weights(best), run.job.federation.share)
+    content = draw_synthetic(run.job, network, data.samples("train"), site, judging_seed(run.job))
+    write_atomically(run.path / "pictures" / "cases.png", content)
+
+
+def _scores(run: RunFolder, sites: Mapping[str, SiteData], ranking: Ranking) -> list[tuple[float, str, str]]:
+    """(score, hospital, case) of every test case that has a score."""
     rows = []
     for site in sites:
         path = run.path / "sites" / site / "evaluations" / f"{FEDERATED}.json"
         for content in json.loads(path.read_text()) if path.exists() else []:
             record = CaseRecord.from_json(content)
-            score = mean_dice(record)
+            score = ranking.score(record)
             if score is not None:
                 rows.append((score, site, record.case))
     return rows

@@ -53,14 +53,14 @@ def draw_partition(
     shown = list(manifests)[:HOSPITALS_WITH_EXAMPLES]
     columns = 6 if len(shown) <= 4 else 8
     samples = {site: _examples(job, site, manifests[site], preflights[site], columns) for site in shown}
-    pitch = 1.0 if job.task.kind == "segmentation" else 1.14
+    pitch = 1.14 if job.task.label == "class" else 1.0
     tall_bars = 0.95 + 0.27 * len(preflights)
     tall_rows = (WIDTH - 1.0) / columns * pitch * 1.03 * len(shown) + 0.25
 
     def draw(figure: Figure) -> None:
         parts: Any = figure.subfigures(2, 1, height_ratios=[tall_bars, tall_rows], hspace=0.03)
         bars, examples = parts
-        if job.task.kind == "classification":
+        if job.task.label == "class":
             _class_bars(bars, job, preflights)
         else:
             _size_bars(bars, preflights)
@@ -136,12 +136,12 @@ def _write_totals(axes: Axes, totals: list[int]) -> None:
 def _example_row(axes: Axes, job: Job, examples: list[tuple[Case, Any]], top: float) -> None:
     for column, (case, sample) in enumerate(examples):
         image, label = np.asarray(sample["image"]), np.asarray(sample["label"])
-        mask = label[0] if job.task.kind == "segmentation" else None
+        mask = label[0] if job.task.label == "mask" else None
         where = slice_of(mask, image.shape[1:])
         box = show_image(axes, image, where, sample["spacing"], column, top)
         if mask is not None:
             outline(axes, plane_of(mask, where), box, REFERENCE, "-", 0.9)
-        else:
+        elif job.task.label == "class":
             text = _class_text(case.label, job.task.classes)
             axes.text(column + 0.5, top + 0.01, text, fontsize=6.5, color="#3A4552", ha="center", va="bottom")
 

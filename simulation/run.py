@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.serverapp import Grid, ServerApp
 
+from client.warm import memory_of
 from server import baselines
 from server.app import Result, make_server_app
 from server.checkpoint import disk_error
@@ -16,7 +17,6 @@ from server.judgement import POOLED
 from server.live import LiveDisplay
 from server.outcome import finish
 from shared_models.errors import ConsiliumError, RunStopped
-from shared_models.zoo import build
 from simulation import engine
 from simulation.illustrate import draw_pictures
 from simulation.run_folder import RunFolder, SimulationRequest, create, reopen
@@ -57,8 +57,8 @@ def _attempt(run: RunFolder, events: EventLog) -> ConsiliumError | None:
         baselines.compare(grid, result, run.job, run.settings["compare"], run.path, events)
 
     app = make_server_app(run.job, run.path, events, after, not_federated=(POOLED,))
-    # Before the workers are forked: what is imported here is shared memory there.
-    build(run.job)
+    # Before the workers are forked: what is imported and estimated here is shared there.
+    memory_of(run.job)
     start = engine.run_on_ray if run.settings["engine"] == "ray" else engine.run_in_processes
     try:
         start(_noting_failures(app, failures), run.nodes(), run.settings["workers"], run.settings["threads"])

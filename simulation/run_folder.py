@@ -18,7 +18,7 @@ from server.judgement import POOLED
 from server.runs import identity
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
-from shared_models.job_file import dump_job, load_job
+from shared_models.job_file import dump_job, load_job, read_job
 from simulation.datasets import open_dataset
 from simulation.datasets.files import cache_folder
 from simulation.hospitals import make_split, write_hospitals, write_pooled
@@ -127,7 +127,7 @@ def reopen(path: Path) -> RunFolder:
         expected_job, expected_split = settings["job_hash"], settings["split_hash"]
     except (ValueError, KeyError) as error:
         raise BadInput(f"{path / 'run.json'} is damaged ({error}); start a new run") from None
-    job, split = load_job(path / "job.yaml"), SplitManifest.load(path / "split.json")
+    job, split = read_job(path / "job.yaml"), SplitManifest.load(path / "split.json")
     if job.fingerprint() != expected_job or split.hash != expected_split:
         raise BadInput(f"{path}: job.yaml or split.json was changed after the run began; undo that, or start a new run")
     return RunFolder(path, job, split, settings)

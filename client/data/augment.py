@@ -15,14 +15,16 @@ def augmentation(job: Job, seed: int) -> Callable[[dict[str, Any]], dict[str, An
     """The transforms named by job.training.augmentation, in that order; None when there are none.
 
     The result maps a sample to a new one with plain tensors of the same shapes and dtypes. The same seed and the same
-    sequence of calls give the same samples. Masks follow spatial transforms with nearest-neighbour interpolation.
+    sequence of calls give the same samples. What lies on the image's grid follows spatial transforms: a mask that is
+    the label with nearest-neighbour interpolation, a target linearly. Intensities change in the image alone. A mask
+    beside the label stays as it is: only the judging of whole cases looks at it.
     """
     if not job.training.augmentation:
         return None
     from monai.data import MetaTensor
     from monai.transforms import Compose
 
-    keys = ["image", "label"] if job.task.kind == "segmentation" else ["image"]
+    keys = ["image"] if job.task.label == "class" else ["image", "label"]
     transforms = [transform for name in job.training.augmentation for transform in _transforms(name, job, keys)]
     compose = Compose(transforms)
     compose.set_random_state(seed=seed % 2**32)  # the range that numpy's RandomState takes
@@ -41,7 +43,7 @@ def _transforms(name: str, job: Job, keys: list[str]) -> list[Any]:
     dims = job.data.spatial_dims
     # Noise and shift are meant for images of unit deviation; an image scaled to 0..1 has about a quarter of it.
     unit = 1.0 if job.data.normalisation == "zscore" else 0.25
-    modes = ["bilinear", "nearest"][: len(keys)]
+    modes = ["bilinear", "nearest" if job.task.label == "mask" else "bilinear"][: len(keys)]
     image = ["image"]
     match name:
         case "flip":

@@ -25,8 +25,8 @@ _CASE, _SPLIT = "case", "split"
 class Case:
     """One row of a manifest.
 
-    ``images`` and a mask in ``label`` are paths, absolute or relative to the manifest's folder, or one row of an
-    array in an npz file, written ``file.npz::array[17]``.
+    ``images`` and a mask or target in ``label`` are paths, absolute or relative to the manifest's folder, or one row
+    of an array in an npz file, written ``file.npz::array[17]``.
     """
 
     id: str
@@ -35,11 +35,17 @@ class Case:
     images: tuple[str, ...]
     """One per entry of job.data.images."""
     label: str
-    """A mask; or a class by name or index, for multi_label any number of them joined by ``;``; "" says none."""
+    """A mask or target; or a class by name or index, for multi_label any number joined by ``;``; "" says none."""
     split: str
     """train, validation or test."""
     columns: dict[str, str] = field(default_factory=dict)
     """Every other column, such as scanner, sex or age."""
+
+
+def files_of(case: Case, job: Job) -> dict[str, str]:
+    """What a case names in each column that holds files, see `Job.file_columns`."""
+    cells = {**case.columns, job.data.label: case.label, **dict(zip(job.data.images, case.images, strict=True))}
+    return {column: cells[column] for column in job.file_columns()}
 
 
 def read_manifest(path: Path, job: Job, site: str = "", *, root: Path | None = None) -> list[Case]:
@@ -115,13 +121,14 @@ def _check_header(path: Path, header: list[str], job: Job) -> None:
     if repeated is not None:
         raise BadInput(f"{path}, line 1: the column '{repeated}' stands there twice; every column needs its own name.")
     for key, name in [
-        *(("images", name) for name in job.data.images),
-        ("label", job.data.label),
-        ("patient", job.data.patient),
+        *(("data.images", name) for name in job.data.images),
+        ("data.label", job.data.label),
+        ("data.patient", job.data.patient),
+        ("task.how.mask", job.mask_column),
     ]:
-        if name not in header:
+        if name is not None and name not in header:
             raise BadInput(
-                f"{path}, line 1: the column '{name}' (data.{key} of the job) is missing; {_nearest(name, header)}."
+                f"{path}, line 1: the column '{name}' ({key} of the job) is missing; {_nearest(name, header)}."
             )
 
 
@@ -161,10 +168,7 @@ def _case(path: Path, line: int, number: int, row: dict[str, str], job: Job) -> 
 
 def _refuse_outside(path: Path, cases: list[Case], lines: list[int], job: Job, root: Path) -> None:
     for case, line in zip(cases, lines, strict=True):
-        references = dict(zip(job.data.images, case.images, strict=True))
-        if job.task.kind == "segmentation":
-            references[job.data.label] = case.label
-        for column, reference in references.items():
+        for column, reference in files_of(case, job).items():
             try:
                 inside(root, file_of(reference, path.parent))
             except BadInput as error:

@@ -50,7 +50,7 @@ class PreflightReport:
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     """split: {"cases": n, "patients": n}."""
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
-    """split: {class: cases of the class}; for segmentation the cases in which the class appears."""
+    """split: {class: cases of the class}; for segmentation the cases in which the class appears. {} without classes."""
     spacing: list[list[float]] = field(default_factory=list)
     """mm per axis, [lowest, highest]; 1.0 for files that know no spacing."""
     shape: list[list[int]] = field(default_factory=list)
@@ -240,10 +240,12 @@ class _Findings:
 
     def add(self, case: Case, decoded: Decoded, job: Job) -> None:
         image, label = decoded.image, decoded.label
-        if job.task.kind == "segmentation":
+        if job.task.label == "mask":
             self.classes.append(set(np.unique(label).tolist()))
-        else:
+        elif job.task.label == "class":
             self.classes.append(set(np.flatnonzero(label).tolist()) if label.ndim else {int(label)})
+        else:
+            self.classes.append(set())
         self.pixels.append(hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).data).digest())
         self.spacing.append(decoded.spacing)
         self.shape.append(image.shape[1:])
@@ -264,7 +266,7 @@ def _describe(report: PreflightReport, usable: Sequence[Case], findings: _Findin
         report.intensity = [min(low), max(high)]
         report.image_mean = [min(mean), max(mean)]
     report.duplicates = _duplicates(usable, findings.pixels)
-    if job.task.kind == "segmentation":
+    if job.task.label == "mask":
         report.empty_masks = [case.id for case, found in zip(usable, findings.classes, strict=True) if not found - {0}]
     report.warnings = warnings_of(report.splits, report.classes, len(report.duplicates), job)
 
@@ -292,7 +294,7 @@ def warnings_of(
     """What a reader of a report must know, in sentences made from its counts and the job's class names alone."""
     warnings = []
     in_training = [name for name, count in classes["train"].items() if count]
-    if job.task.kind == "segmentation":
+    if job.task.label == "mask":
         in_training = [name for name in in_training if name != job.task.classes[0]]
         if not in_training and splits["train"]["cases"]:
             warnings.append("No training case has any foreground.")
@@ -304,9 +306,9 @@ def warnings_of(
 
 
 def _hash_of(cases: Sequence[Case], job: Job) -> str:
-    digest = hashlib.sha256(json.dumps([preparation(job), job.data.label]).encode())
+    digest = hashlib.sha256(json.dumps([preparation(job), job.data.label, job.file_columns()]).encode())
     for case in cases:
-        row = [case.id, case.patient, case.split, case.label, *case.images]
+        row = [case.id, case.patient, case.split, case.label, *references(case, job)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

@@ -13,24 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.data.manifest import Case
+from client.data.manifest import Case, files_of
 from client.data.readers import FileStamp, Unfit, Volume, file_of, read, row_of, shown
 from shared_models.job import Job
 
 AFFINE_TOLERANCE = 1e-3
-_FORMAT = 1  # raise it when this file prepares a case differently: every cached case is then made anew
+_FORMAT = 2  # raise it when this file prepares a case differently: every cached case is then made anew
 
 
 @dataclass(frozen=True)
 class Decoded:
     """A case as its files have it, checked: images (channels, *spatial) as float32, and its label.
 
-    `label` is a mask (1, *spatial) of label values, a class index (), or 0/1 per class (classes,).
+    `label` is a mask (1, *spatial) of label values, a class index (), 0/1 per class (classes,), or a target like the
+    image; `mask` is there when the task judges with masks beside its label.
     """
 
     image: np.ndarray
     label: np.ndarray
     affine: np.ndarray | None
+    mask: np.ndarray | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -42,9 +44,10 @@ def prepare(case: Case, folder: Path, job: Job) -> dict[str, Any]:
     """Read one case and bring it to the job's grid and intensity scale; not cropped, not padded.
 
     Returns:
-        image float32 (channels, *spatial); label uint8 (1, *spatial) for segmentation (int64 above 256 classes),
-        int64 () for single_label, float32 (classes,) for multi_label; spacing in mm per axis (1.0 where the file
-        knows none); id; patient.
+        image float32 (channels, *spatial); label uint8 (1, *spatial) for a mask (int64 above 256 classes), int64 ()
+        for a class, float32 (classes,) for multi_label, float32 (channels, *spatial) for a target, which is
+        normalised by itself; mask, like a label that is one, where job.mask_column names it; spacing in mm per axis
+        (1.0 where the file knows none); id; patient.
 
     Raises:
         Unfit: one sentence naming the file, for whatever is wrong with the case.
@@ -57,7 +60,7 @@ def decode(case: Case, folder: Path, job: Job) -> Decoded:
 
     Raises:
         Unfit: a file is missing or broken; shapes, affines or channels disagree; the image holds NaN or is
-            constant; the mask or class is not in job.task.classes.
+            constant; the mask or class is not in the job's classes.
     """
     data = job.data
     per_image, odd = divmod(data.channels, len(data.images))
@@ -65,27 +68,47 @@ def decode(case: Case, folder: Path, job: Job) -> Decoded:
         raise Unfit(
             "channels", f"data.channels is {data.channels}, which {len(data.images)} image columns cannot share evenly."
         )
-    for column, reference in [*zip(data.images, case.images, strict=True), *_mask_column(case, job)]:
+    for column, reference in files_of(case, job).items():
         if not reference:
-            what = "mask" if column == data.label else "image"
+            what = "image" if column in data.images else "target" if job.task.label == "image" else "mask"
             raise Unfit("file_missing", f"The column '{column}' is empty: there is no {what}.")
-    volumes = [read(reference, folder, data.spatial_dims, per_image) for reference in case.images]
-    volumes = [replace(volume, values=volume.values.astype(np.float32, copy=False)) for volume in volumes]
-    for volume, reference in zip(volumes, case.images, strict=True):
-        name = shown(reference, folder)
-        if len(volume.values) != per_image:
-            raise Unfit(
-                "channels", f"{name} has {_count(len(volume.values), 'channel')}, where the job expects {per_image}."
-            )
-        _check_same_grid(volumes[0], volume, shown(case.images[0], folder), name)
-        _check_intensities(volume.values, name)
+    first = shown(case.images[0], folder)
+    volumes: list[Volume] = []
+    for reference in case.images:
+        volume = _image(reference, folder, job, per_image)
+        volumes.append(volume)
+        _check_same_grid(volumes[0], volume, first, shown(reference, folder))
     image = np.concatenate([volume.values for volume in volumes])
-    return Decoded(image, _label(case, folder, job, volumes[0]), volumes[0].affine)
+    mask = None
+    if job.task.label == "mask":
+        label = _mask(case.label, job.task.classes, folder, job, volumes[0], first)
+    elif job.task.label == "image":
+        target = _image(case.label, folder, job, data.channels)
+        _check_same_grid(volumes[0], target, first, shown(case.label, folder))
+        label = target.values
+    else:
+        label = _class_label(case, job)
+        if job.mask_column and job.task.kind == "translation" and job.task.how.mode == "unpaired":
+            mask = _mask(case.columns[job.mask_column], job.task.how.mask_classes, folder, job, volumes[0], first)
+    return Decoded(image, label, volumes[0].affine, mask)
+
+
+def _image(reference: str, folder: Path, job: Job, channels: int) -> Volume:
+    """An image as float32, with finite values that differ."""
+    volume = read(reference, folder, job.data.spatial_dims, channels)
+    volume = replace(volume, values=volume.values.astype(np.float32, copy=False))
+    name = shown(reference, folder)
+    if len(volume.values) != channels:
+        raise Unfit(
+            "channels", f"{name} has {_count(len(volume.values), 'channel')}, where the job expects {channels}."
+        )
+    _check_intensities(volume.values, name)
+    return volume
 
 
 def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
     """Orientation, spacing and normalisation of a decoded case; returns what `prepare` returns."""
-    image, label, affine = decoded.image, decoded.label, decoded.affine
+    image, label, mask, affine = decoded.image, decoded.label, decoded.mask, decoded.affine
     name = Path(case.images[0]).name
     if job.data.spacing is not None and affine is None:
         raise Unfit(
@@ -95,8 +118,10 @@ def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
         )
     if affine is not None:
         try:
-            if job.task.kind == "segmentation":
-                label, _ = _to_grid(label, affine, job, "nearest")
+            if job.task.label != "class":
+                label, _ = _to_grid(label, affine, job, "nearest" if job.task.label == "mask" else "bilinear")
+            if mask is not None:
+                mask, _ = _to_grid(mask, affine, job, "nearest")
             image, affine = _to_grid(image, affine, job, "bilinear")
         except (ValueError, RuntimeError) as error:
             raise Unfit(
@@ -104,20 +129,25 @@ def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
                 f"{name} cannot be brought to RAS orientation and spacing {job.data.spacing}: its affine is "
                 f"{affine.round(3).tolist()}.",
             ) from error
-    return {
+    if job.task.label == "image":
+        label = _normalised(label, job.data.normalisation)
+    sample = {
         "image": torch.from_numpy(_normalised(image, job.data.normalisation)),
         "label": torch.from_numpy(np.array(label, order="C")),
         "id": case.id,
         "patient": case.patient,
         "spacing": _spacing(affine, job.data.spatial_dims),
     }
+    return sample if mask is None else {**sample, "mask": torch.from_numpy(np.array(mask, order="C"))}
 
 
 def preparation(job: Job) -> str:
     """The parts of a job that decide what a prepared case looks like, and nothing else, in one canonical form."""
     parts = {
         "format": _FORMAT,
-        "task": job.task.model_dump(include={"kind", "classes", "mode"}),
+        "task": job.task.model_dump(
+            include={"kind": True, "classes": True, "mode": True, "how": {"mode", "domains", "mask_classes"}}
+        ),
         "data": job.data.model_dump(include={"spatial_dims", "channels", "spacing", "normalisation"}),
     }
     return json.dumps(parts, sort_keys=True)
@@ -135,19 +165,15 @@ def case_keys(cases: Sequence[Case], folder: Path, job: Job, stamps: Mapping[str
         used = references(case, job)
         known = [stamps.get(str(file_of(reference, folder))) for reference in used]
         contents = [stamp.sha256 if stamp else "" for stamp in known]
-        label = "" if job.task.kind == "segmentation" else case.label
+        label = case.label if job.task.label == "class" else ""
         parts = [common, label, *contents, *map(row_of, used)]
         keys[case.id] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return keys
 
 
 def references(case: Case, job: Job) -> list[str]:
-    """What has to be read for a case: its images, and its mask when the task has masks."""
-    return [*case.images, *(reference for _, reference in _mask_column(case, job))]
-
-
-def _mask_column(case: Case, job: Job) -> list[tuple[str, str]]:
-    return [(job.data.label, case.label)] if job.task.kind == "segmentation" else []
+    """What has to be read for a case: its images, and what the task has of masks and targets."""
+    return list(files_of(case, job).values())
 
 
 def _count(number: int, noun: str) -> str:
@@ -183,9 +209,7 @@ def _check_intensities(values: np.ndarray, name: str) -> None:
         raise Unfit("constant", f"{name} is constant: every value is {low:g}.")
 
 
-def _label(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
-    if job.task.kind == "segmentation":
-        return _mask(case, folder, job, image)
+def _class_label(case: Case, job: Job) -> np.ndarray:
     classes = job.task.classes
     if job.task.kind == "classification" and job.task.mode == "multi_label":
         found = {_class_index(text.strip(), classes, job) for text in case.label.split(";") if text.strip()}
@@ -208,15 +232,15 @@ def _class_index(text: str, classes: list[str], job: Job) -> int:
     )
 
 
-def _mask(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
-    name = shown(case.label, folder)
-    mask = read(case.label, folder, job.data.spatial_dims, channels=None)
+def _mask(reference: str, names: list[str], folder: Path, job: Job, image: Volume, image_name: str) -> np.ndarray:
+    name = shown(reference, folder)
+    mask = read(reference, folder, job.data.spatial_dims, channels=None)
     if len(mask.values) != 1:
         raise Unfit(
             "channels", f"The mask {name} has {len(mask.values)} channels; expected one with the label as value."
         )
-    _check_same_grid(image, mask, shown(case.images[0], folder), name)
-    classes = len(job.task.classes)
+    _check_same_grid(image, mask, image_name, name)
+    classes = len(names)
     found = np.unique(mask.values)
     values = mask.values
     if classes == 2 and found[-1] == 255 and set(found.tolist()) <= {0, 255}:
@@ -230,7 +254,7 @@ def _mask(case: Case, folder: Path, job: Job, image: Volume) -> np.ndarray:
         raise Unfit(
             "label_values",
             f"The mask {name} holds the label {', '.join(outside[:5])}{' ...' if outside[5:] else ''}; "
-            f"expected 0 to {classes - 1} ({', '.join(job.task.classes)}).",
+            f"expected 0 to {classes - 1} ({', '.join(names)}).",
         )
     return values.astype(np.uint8 if classes <= 256 else np.int64)
 
@@ -293,11 +317,8 @@ def _normalised(image: np.ndarray, how: str) -> np.ndarray:
 
 def sample_tensors(sample: dict[str, Any]) -> dict[str, Tensor]:
     """The part of a prepared sample that the cache keeps."""
-    return {
-        "image": sample["image"],
-        "label": sample["label"],
-        "spacing": torch.tensor(sample["spacing"], dtype=torch.float64),
-    }
+    tensors: dict[str, Tensor] = {key: sample[key] for key in ("image", "label", "mask") if key in sample}
+    return tensors | {"spacing": torch.tensor(sample["spacing"], dtype=torch.float64)}
 
 
 def sample_of(tensors: dict[str, Tensor], case: Case) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def _identity(record: RunRecord) -> dict[str, Any]:
         "model": record.job.model.name,
         "parameters": start.get("parameters"),
         "bytes_model": start.get("bytes_model"),
+        "pretrained": _pretrained(record),
         "sites": sites(record),
         "rounds_planned": record.job.federation.rounds,
         "rounds_finished": len({event["round"] for event in finished}),
@@ -87,6 +88,12 @@ def _identity(record: RunRecord) -> dict[str, Any]:
         "resumed": sum(1 for event in record.all("run_started") if event.get("resumed_from") is not None),
         "exit_code": end.get("exit_code"),
     }
+
+
+def _pretrained(record: RunRecord) -> dict[str, Any] | None:
+    """How the file with initial weights fitted the network; None where the job names none."""
+    event = record.last("pretrained")
+    return {key: value for key, value in event.items() if key not in ("event", "time")} if event else None
 
 
 def _metrics(evaluations: dict[str, Any]) -> dict[str, dict[str, Any]]:

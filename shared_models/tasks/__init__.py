@@ -4,9 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from shared_models.job import Job
+from shared_models.tasks.anomaly import Anomaly
 from shared_models.tasks.classification import Classification
 from shared_models.tasks.segmentation import Segmentation
+from shared_models.tasks.synthesis import Synthesis
 from shared_models.tasks.task import Batch, CaseRecord, MetricInfo, Sample, Sums, Task
+from shared_models.tasks.translation import translation
 
 __all__ = ["TASKS", "Batch", "CaseRecord", "MetricInfo", "Sample", "Sums", "Task", "task_of"]
 
@@ -14,6 +17,9 @@ __all__ = ["TASKS", "Batch", "CaseRecord", "MetricInfo", "Sample", "Sums", "Task
 TASKS: dict[str, Callable[[Any], Task]] = {
     "segmentation": Segmentation,
     "classification": Classification,
+    "translation": translation,
+    "synthesis": Synthesis,
+    "anomaly": Anomaly,
 }
 
 

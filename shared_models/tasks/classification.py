@@ -60,7 +60,8 @@ class Classification(Task):
             loss = F.binary_cross_entropy_with_logits(logits, label.float(), reduction="none")
             weights = torch.ones_like(loss) if weights is None else torch.where(label > 0, weights, 1.0)
         if self.focal_gamma:
-            loss = loss * (1 - torch.exp(-loss)) ** self.focal_gamma  # the exponential is the true class's probability
+            wrong = 1 - torch.exp(-loss)  # the exponential is the probability of what is true
+            loss = loss * wrong.clamp(min=1e-6) ** self.focal_gamma  # at 0 a root has no finite gradient
         return (loss * weights).sum() / weights.sum()
 
     @torch.no_grad()
@@ -110,15 +111,15 @@ class Classification(Task):
         """Histograms (replicates, ranked, negative and positive, bins)."""
         bins = histograms.BINS
         cells = (np.arange(len(self.ranked)) * 2 + truth) * bins + histograms.bin_of(probabilities)
-        return _count(weights, cells, 2 * bins * len(self.ranked)).reshape(len(weights), -1, 2, bins)
+        return histograms.counted(weights, cells, 2 * bins * len(self.ranked)).reshape(len(weights), -1, 2, bins)
 
     def _confusion(self, weights: np.ndarray, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Tables (replicates, true, predicted), or (replicates, classes, true, predicted) for multi_label."""
         if self.single:
             cells = truth.argmax(axis=1) * self.outputs + probabilities.argmax(axis=1)
-            return _count(weights, cells[:, None], self.outputs**2).reshape(-1, self.outputs, self.outputs)
+            return histograms.counted(weights, cells[:, None], self.outputs**2).reshape(-1, self.outputs, self.outputs)
         cells = np.arange(self.outputs) * 4 + truth.astype(int) * 2 + (probabilities >= THRESHOLD)
-        return _count(weights, cells, self.outputs * 4).reshape(-1, self.outputs, 2, 2)
+        return histograms.counted(weights, cells, self.outputs * 4).reshape(-1, self.outputs, 2, 2)
 
     def _calibration(self, weights: np.ndarray, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """(replicates, 3, bins): n, Σ confidence, Σ correct; of the top class, or of all findings for multi_label."""
@@ -207,14 +208,6 @@ class Classification(Task):
             "n": [int(count) for count in n],
         }
         return {"roc": roc, "reliability": reliability}
-
-
-def _count(weights: np.ndarray, cells: np.ndarray, size: int) -> np.ndarray:
-    """Weighted histograms (replicates, size): case i adds its weight to the cells[i], which differ from each other."""
-    total = np.zeros((size, len(weights)))
-    for of_case, weight in zip(cells, weights.T, strict=True):
-        total[of_case] += weight
-    return np.ascontiguousarray(total.T)
 
 
 def _first(sums: Sums) -> Sums:

@@ -24,6 +24,14 @@ def bin_of(probabilities: np.ndarray) -> np.ndarray:
     return np.searchsorted(EDGES, log_odds, side="right")
 
 
+def counted(weights: np.ndarray, cells: np.ndarray, size: int) -> np.ndarray:
+    """Weighted histograms (replicates, size): case i adds its weight to the cells[i], which differ from each other."""
+    total = np.zeros((size, len(weights)))
+    for of_case, weight in zip(cells, weights.T, strict=True):
+        total[of_case] += weight
+    return np.ascontiguousarray(total.T)
+
+
 def auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     """Area under the ROC curve from histograms (..., BINS) -> (...); nan without both kinds.
 

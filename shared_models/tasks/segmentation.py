@@ -12,6 +12,7 @@ How an organ that is not there is counted, per class and case:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -23,11 +24,10 @@ from torch import Tensor, nn
 
 from shared_models.errors import BadInput
 from shared_models.job import Job, SegmentationTask
-from shared_models.tasks.shape import to_size
+from shared_models.tasks.shape import tiled
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
 from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task, check_finite
 
-WINDOWS_AT_ONCE = 4
 MEASURES = ("dice", "surface_dice", "hd95")
 EVENTS = ("missed", "false")
 
@@ -43,6 +43,7 @@ class Segmentation(Task):
         self.outputs = len(section.classes)
         self.organs = section.classes[1:]
         self.tolerance_mm = section.surface_tolerance_mm
+        self.overlap, self.test_flips = section.overlap, section.test_flips
 
     def loss(self, outputs: Tensor | list[Tensor], label: Tensor) -> Tensor:
         """Dice (without the background) plus cross entropy, equally weighted, mean over the batch.
@@ -70,18 +71,17 @@ class Segmentation(Task):
         """Probabilities (B, classes, *spatial) of images (B, C, *spatial).
 
         An image that fits into the training patch is padded to it; a larger one is covered with overlapping windows,
-        whose logits are blended with Gaussian weights.
+        whose logits are blended with Gaussian weights. With test flips, probabilities are the mean over all flips.
         """
         network.eval()
-        size = list(images.shape[2:])
-        if all(have <= crop for have, crop in zip(size, job.data.crop, strict=True)):
-            logits = to_size(network(to_size(images, job.data.crop)), size)
-        else:
-            from monai.inferers import SlidingWindowInferer
-
-            windows = SlidingWindowInferer(job.data.crop, WINDOWS_AT_ONCE, overlap=0.25, mode="gaussian")
-            logits = torch.as_tensor(windows(images, network))
-        return torch.softmax(logits.float(), dim=1)
+        axes = range(2, images.ndim)
+        most = len(axes) if self.test_flips else 0
+        flips = [flip for count in range(most + 1) for flip in itertools.combinations(axes, count)]
+        total = torch.zeros((), device=images.device)
+        for flip in flips:
+            logits = tiled(network, images.flip(flip), job.data.crop, self.overlap)
+            total = total + torch.softmax(logits.float(), dim=1).flip(flip)
+        return total / len(flips)
 
     def judge(self, probabilities: Tensor, sample: dict[str, Any]) -> CaseRecord:
         """Dice, surface Dice and HD95 of every class of one case.

@@ -52,7 +52,7 @@ class MetricInfo(TypedDict):
 
     label: str
     larger_is_better: bool
-    unit: str  # "" or "mm"
+    unit: str  # "", "mm" or "dB"
     headline: bool  # belongs in the summary table; the first such metric tells the story
 
 
@@ -64,6 +64,9 @@ class Task(ABC):
 
     judged_together: ClassVar[int] = 1
     """Cases of equal shape that go through the network at once when they are judged."""
+
+    mixes_labels: ClassVar[bool] = False
+    """Whether every training batch holds the entries of the label column in their proportions, not by chance."""
 
     def loss(self, outputs: Any, label: Tensor) -> Tensor:
         """Mean over the batch, a float32 scalar.

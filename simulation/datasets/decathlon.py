@@ -38,8 +38,13 @@ MD5 = {
 def cases(job: Job, dataset: DecathlonDataset, data_dir: Path | None) -> list[SourceCase]:
     """The labelled cases (`training` in dataset.json; the test images of the challenge have no public labels).
 
-    A file that is missing is not an error here: preflight quarantines its case with the reason.
+    A task with classes finds them in the column `data.label` of the CSV, and the masks in its mask column. A file that
+    is missing is not an error here: preflight quarantines its case with the reason.
     """
+    if job.task.label == "image" and job.data.label not in job.data.images:
+        raise BadInput(
+            "the Decathlon has masks and no target images; give task.how.noise, or read a table with `name: folder`"
+        )
     folder = _find(dataset.task, data_dir)
     pairs = _listed(folder / "dataset.json")
     if dataset.unpaired:
@@ -50,10 +55,15 @@ def cases(job: Job, dataset: DecathlonDataset, data_dir: Path | None) -> list[So
         if not any(_case_name(image) in columns for image, _ in pairs):
             raise BadInput(f"{folder / dataset.columns}: no cell of its column `case` is a case of dataset.json")
     result = []
-    for image, label in pairs:
+    for image, mask in pairs:
         name = _case_name(image)
         own = columns.get(name, {})
-        result.append(SourceCase(name, own.get(job.data.patient) or name, (str(image),), str(label), "", "", own))
+        patient, label, key = own.get(job.data.patient) or name, str(mask), ""
+        if job.task.label == "class":
+            label = key = own.get(job.data.label, "")
+        if job.mask_column:
+            own = {**own, job.mask_column: str(mask)}
+        result.append(SourceCase(name, patient, (str(image),), label, "", key, own))
     return result
 
 

@@ -57,7 +57,7 @@ def cases(job: Job, dataset: FolderDataset, data_dir: Path | None) -> list[Sourc
     names = table.get("case") or [f"row-{row:06d}" for row in range(1, count + 1)]
     splits = _splits(path, table, job.data.patient) if "split" in table else [""] * count
     labels = table[job.data.label]
-    keys = label_keys(labels) if job.task.kind == "classification" else [""] * count
+    keys = label_keys(labels) if job.task.label == "class" else [""] * count
     used = {*job.data.images, job.data.label, job.data.patient, "case", "split"}
     others = [column for column in table if column not in used]
     return [
@@ -97,7 +97,7 @@ def _find(dataset: FolderDataset, data_dir: Path | None) -> Path:
 
 def _columns(path: Path, job: Job, found: list[str], renamed: dict[str, str]) -> dict[str, str]:
     """Manifest column: table column, for every column that is needed, renamed or simply there."""
-    needed = {column: column for column in (*job.data.images, job.data.label, job.data.patient)}
+    needed = {column: column for column in (*job.file_columns(), job.data.label, job.data.patient)}
     wanted = {column: name for column, name in (needed | renamed).items() if name}
     for column, name in wanted.items():
         if name not in found:
@@ -120,7 +120,7 @@ def _read_csv(path: Path, job: Job, renamed: dict[str, str]) -> Table:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as a CSV: {error}") from None
     columns = _columns(path, job, list(reader.fieldnames or []), renamed)
-    files = {*job.data.images, *([job.data.label] if job.task.kind == "segmentation" else [])}
+    files = set(job.file_columns())
     table = {}
     for column, name in columns.items():
         cells = [(row[name] or "").strip() for row in rows]
@@ -132,8 +132,8 @@ def _read_csv(path: Path, job: Job, renamed: dict[str, str]) -> Table:
 def _read_npz(path: Path, job: Job, renamed: dict[str, str]) -> Table:
     """Cells by manifest column; images and masks become references, the pixels stay on disk."""
     columns = _columns(path, job, array_names(path), renamed)
-    files = {*job.data.images, *([job.data.label] if job.task.kind == "segmentation" else [])}
-    needed = {*job.data.images, job.data.label, job.data.patient, *renamed}
+    files = set(job.file_columns())
+    needed = {*files, job.data.label, job.data.patient, *renamed}
     shapes = {column: array_shape(path, name) for column, name in columns.items()}
     count = _rows(shapes[job.data.patient])
     table = {}

@@ -61,11 +61,13 @@ def cases(job: Job, dataset: PhantomDataset, data_dir: Path | None) -> list[Sour
 
     Columns: `scanner`, for a natural partition, and `level_mm`, the height of the slice in MNI space.
     """
-    if job.task.kind != "segmentation" or len(job.task.classes) != CLASSES or job.data.spatial_dims != 2:
+    segments = job.task.kind == "segmentation" and len(job.task.classes) == CLASSES
+    denoises = job.task.label == "image" and job.data.label in job.data.images
+    if not (segments or denoises) or job.data.spatial_dims != 2:
         raise BadInput(
             f"job {job.name!r}: the phantom is for 2D segmentation with three classes (background, grey matter, white "
-            f"matter); the job has task.kind {job.task.kind}, {len(job.task.classes)} classes and spatial_dims "
-            f"{job.data.spatial_dims}"
+            "matter), or for denoising in 2D (translation with task.how.noise); the job has task.kind "
+            f"{job.task.kind}, {len(job.task.classes)} classes and spatial_dims {job.data.spatial_dims}"
         )
     count = (job.simulation.hospitals if job.simulation else None) or HOSPITALS
     recipe = f"{RECIPE} {job.seed} {count} {dataset.model_dump_json()}"

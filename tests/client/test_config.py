@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from client.config import SiteFile, inside, load_site_config, write_site_config
 from client.policy import Policy, Protections
-from shared_models import zoo
 from shared_models.algorithms import ALGORITHMS
 from shared_models.errors import BadInput
 from shared_models.job import Job
@@ -218,18 +218,29 @@ def test_a_value_that_would_not_be_read_is_not_written(tmp_path: Path, wrong: di
     assert not (tmp_path / "site.yaml").exists()
 
 
+CLASSES = ["no", "yes"]
+EVERY_TASK: list[dict[str, Any]] = [
+    *({"kind": kind, "classes": CLASSES} for kind in ("segmentation", "classification", "synthesis", "anomaly")),
+    {"kind": "translation", "how": {"mode": "paired", "noise": 0.1}},
+    {
+        "kind": "translation",
+        "how": {"mode": "unpaired", "domains": CLASSES, "mask": "organ", "mask_classes": CLASSES},
+    },
+]
+
+
 def test_the_written_file_explains_every_key_and_names_everything_that_can_be_allowed(tmp_path: Path):
     text = written(tmp_path).read_text(encoding="utf-8")
     for model in (SiteFile, Policy, Protections):
         for key in model.model_fields:
             assert f"{key}: " in text or f"{key}:\n" in text, key
-    for name in (*TASKS, *zoo.MODELS, *ALGORITHMS):
+    for name in (*TASKS, *ALGORITHMS):
         assert name in text
-    lists = [yaml.safe_load(found) for found in re.findall(r"\[[^\]$]*\]", text)]
-    for kind in TASKS:
+    lists = [yaml.safe_load(found) for found in re.findall(r"\[[^\]$]*\]", text.replace("\n  #", "\n"))]
+    for task in EVERY_TASK:
         values = {
             "name": "any",
-            "task": {"kind": kind, "classes": ["no", "yes"]},
+            "task": task,
             "data": {"spatial_dims": 2, "crop": [32, 32]},
             "model": {"name": "unet"},
             "training": {"local_steps": 1},
@@ -237,4 +248,5 @@ def test_the_written_file_explains_every_key_and_names_everything_that_can_be_al
         }
         names = dict.fromkeys(name.split("/")[0] for name in task_of(Job.model_validate(values)).metric_info())
         assert list(names) in lists  # and so can be copied: without quotes, the metric `false` would be no text
+    assert {task["kind"] for task in EVERY_TASK} == set(TASKS)
     assert yaml.safe_load(text)["policy"]["max_rounds"] == 0

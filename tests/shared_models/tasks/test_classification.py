@@ -262,3 +262,42 @@ def test_judging_keeps_probabilities_and_label():
         BINARY.judge(torch.tensor([0.25, 0.75]), sample | {"label": torch.tensor(2)})
     with pytest.raises(BadInput, match=r"c1.*multi_label"):
         FINDINGS.judge(torch.tensor([0.1, 0.2, 0.3]), sample)
+
+
+def with_loss(mode, **options):
+    section = ClassificationTask(kind="classification", classes=["a", "b"], mode=mode, **options)
+    return Classification(section).loss
+
+
+def test_a_case_counts_by_the_weight_of_its_class():
+    # softmax of (0, ln 3) is (1/4, 3/4)
+    logits = torch.tensor([[0.0, np.log(3)], [0.0, np.log(3)]]).float()
+    loss = with_loss("single_label", class_weights=[1.0, 3.0])(logits, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((1 * np.log(4) + 3 * np.log(4 / 3)) / (1 + 3))
+    expected = nn.functional.cross_entropy(logits, torch.tensor([0, 1]), torch.tensor([1.0, 3.0]))
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_a_positive_finding_counts_by_its_weight():
+    # the sigmoid of ln 3 is 3/4
+    logits, label = torch.tensor([[np.log(3), np.log(3)]]).float(), torch.tensor([[1.0, 0.0]])
+    loss = with_loss("multi_label", class_weights=[5.0, 7.0])(logits, label)
+    assert loss.item() == pytest.approx((5 * np.log(4 / 3) + 1 * np.log(4)) / (5 + 1))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_focal_loss_counts_less_what_is_certain_already(gamma):
+    logits = torch.tensor([[0.0, np.log(3)], [0.0, np.log(3)]]).float()
+    one = with_loss("single_label", focal_gamma=gamma)(logits, torch.tensor([0, 1]))
+    terms = (3 / 4) ** gamma * np.log(4), (1 / 4) ** gamma * np.log(4 / 3)
+    assert one.item() == pytest.approx(sum(terms) / 2)
+    both = with_loss("single_label", focal_gamma=gamma, class_weights=[1.0, 3.0])(logits, torch.tensor([0, 1]))
+    assert both.item() == pytest.approx((terms[0] + 3 * terms[1]) / 4)
+    findings = with_loss("multi_label", focal_gamma=gamma)(logits[:1, 1:].repeat(1, 2), torch.tensor([[0.0, 1.0]]))
+    assert findings.item() == pytest.approx(sum(terms) / 2)
+
+
+def test_a_focal_loss_of_what_is_certain_has_a_gradient_that_is_a_number():
+    logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    with_loss("single_label", focal_gamma=0.5)(logits, torch.tensor([0])).backward()
+    assert logits.grad.isfinite().all()

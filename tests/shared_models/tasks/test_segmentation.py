@@ -66,6 +66,17 @@ def test_loss_is_cross_entropy_plus_dice_of_the_organs():
     torch.testing.assert_close(TASK.loss(logits, label), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_deeper_outputs_count_half_as_much_as_the_one_before_at_their_own_size():
+    label = torch.from_numpy(square(1, size=8, start=1, stop=5) + square(2, size=8, start=6, stop=8))[None, None]
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(1, 3, size, size, generator=generator) for size in (8, 4, 2)]
+    # The nearest voxel of a label at half the size is every second one.
+    terms = [TASK.loss(logits, label[..., ::step, ::step]) for logits, step in zip(outputs, (1, 2, 4), strict=True)]
+    expected = (terms[0] + terms[1] / 2 + terms[2] / 4) / (1 + 1 / 2 + 1 / 4)
+    torch.testing.assert_close(TASK.loss(outputs, label), expected)
+    assert TASK.loss(outputs[:1], label) == terms[0]
+
+
 @pytest.mark.parametrize("size", [(8, 8), (5, 8), (5, 7), (20, 13), (20, 5)])
 def test_every_size_of_image_gets_probabilities_at_its_own_voxels(job_for, size):
     torch.manual_seed(0)
@@ -89,6 +100,41 @@ def test_network_sees_patches_of_the_crop_only(job_for):
     for size in [(30, 9, 16), (10, 9, 16)]:
         TASK.infer(Spy(), torch.randn(1, 1, *size), job_for(SECTION.model_dump(), crop=(16, 16, 16)))
     assert set(seen) == {(16, 16, 16)}
+
+
+class WhereItIs(nn.Module):
+    """Logits that grow along every axis: what a network without symmetry makes of an image."""
+
+    def forward(self, images):
+        ramp = sum(torch.meshgrid(*(torch.arange(float(size)) for size in images.shape[2:]), indexing="ij"))
+        return torch.stack([images[:, 0], images[:, 0] * ramp, ramp.expand_as(images[:, 0])], dim=1)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 8, 8)])
+def test_flips_are_averaged_over_every_choice_of_axes(job_for, size):
+    section = SECTION.model_copy(update={"test_flips": True})
+    images = torch.rand(2, 1, *size)
+    flips = [(), *((axis,) for axis in range(2, images.ndim))]
+    flips += [(2, 3)] if images.ndim == 4 else [(2, 3), (2, 4), (3, 4), (2, 3, 4)]
+    expected = torch.stack([torch.softmax(WhereItIs()(images.flip(flip)), dim=1).flip(flip) for flip in flips]).mean(0)
+    probabilities = Segmentation(section).infer(WhereItIs(), images, job_for(section.model_dump(), crop=size))
+    torch.testing.assert_close(probabilities, expected)
+    mirrored = Segmentation(section).infer(WhereItIs(), images.flip(2), job_for(section.model_dump(), crop=size))
+    torch.testing.assert_close(mirrored.flip(2), probabilities)
+
+
+@pytest.mark.parametrize(("overlap", "windows"), [(0.0, 3 * 1), (0.5, 5 * 1), (0.75, 9 * 1)])
+def test_windows_overlap_by_the_share_that_the_job_says(job_for, overlap, windows):
+    section = SECTION.model_copy(update={"overlap": overlap})
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, images):
+            seen.extend(images)
+            return images.repeat(1, 3, 1, 1)
+
+    Segmentation(section).infer(Spy(), torch.randn(1, 1, 24, 8), job_for(section.model_dump()))
+    assert len(seen) == windows
 
 
 def test_real_organ_is_judged_as_monai_judges_it(shared_data):
