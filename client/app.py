@@ -23,7 +23,7 @@ from client.hospital import Answer, Hospital
 from client.own_tensors import keep_own, load_own
 from client.site import Site, bootstrap_seed
 from client.training import judge_cases, make_optimizers, train_round
-from client.warm import data_of, job_of, network_of
+from client.warm import check_memory, data_of, job_of, network_of
 from shared_models.algorithms import algorithm_of
 from shared_models.errors import BadInput, ConsiliumError
 from shared_models.faults import Fault
@@ -34,8 +34,9 @@ from shared_models.weights import from_record, load, to_record
 
 
 def prepare(site: Site, job: Job, content: RecordDict) -> RecordDict:
-    """Are your data fit for this job? Answers with counts, and with the reasons of what was set aside."""
+    """Are your data and your memory fit for this job? Answers with counts, and the reasons of what was set aside."""
     report = data_of(site, job).report
+    check_memory(job, site.device)
     summary = {
         "cases": {split: report.splits[split]["cases"] for split in report.splits},
         "patients": {split: report.splits[split]["patients"] for split in report.splits},

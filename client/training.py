@@ -20,7 +20,7 @@ from client.data.patches import random_patch
 from shared_models.faults import Fault
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
-from shared_models.tasks import Batch, CaseRecord, Task
+from shared_models.tasks import Batch, CaseRecord, Sample, Task
 
 
 @dataclass
@@ -93,7 +93,8 @@ def train_round(
     scaler = torch.amp.GradScaler(device.type, enabled=_half(job, device) is torch.float16)
     network.train()
     total, done = torch.zeros((), device=device), 0
-    for indices in _batches(len(cases), job, rng, steps):
+    labels = [case.label for case in cases] if task.mixes_labels else [""] * len(cases)
+    for indices in _batches(labels, job, rng, steps):
         samples = [data.load(cases[index]) for index in indices]
         if augment:
             samples = [augment(sample) for sample in samples]
@@ -113,11 +114,24 @@ def _parts(patches: Sequence[dict[str, Any]], job: Job, device: torch.device) ->
     size = math.ceil(len(patches) / job.training.accumulate)
     return [
         {
-            key: torch.stack([patch[key] for patch in patches[start : start + size]]).to(device, non_blocking=True)
-            for key in ("image", "label")
+            "image": _images(patches[start : start + size], job, device),
+            "label": torch.stack([patch["label"] for patch in patches[start : start + size]]).to(device),
         }
         for start in range(0, len(patches), size)
     ]
+
+
+def _images(samples: Sequence[Sample], job: Job, device: torch.device) -> Tensor:
+    """(B, C, *spatial) on the device, in the job's memory layout."""
+    images = torch.stack([sample["image"] for sample in samples])
+    return images.to(device, non_blocking=True, memory_format=memory_layout(job))
+
+
+def memory_layout(job: Job) -> torch.memory_format:
+    """Of images and of the weights of convolutions."""
+    if not job.training.channels_last:
+        return torch.contiguous_format
+    return {2: torch.channels_last, 3: torch.channels_last_3d}[job.data.spatial_dims]
 
 
 def _step(
@@ -145,21 +159,31 @@ def _step(
     return losses
 
 
-def _batches(cases: int, job: Job, rng: np.random.Generator, steps: int | None) -> Iterator[Sequence[int]]:
-    """Indices batch by batch: every case once per pass, in batches of nearly equal size.
+def _batches(labels: Sequence[str], job: Job, rng: np.random.Generator, steps: int | None) -> Iterator[Sequence[int]]:
+    """Indices batch by batch: every case once per pass, in batches of nearly equal size and mixture of labels.
 
     Equal sizes, because a last batch of one case has no variance for batch norm to divide by.
     """
-    per_pass = math.ceil(cases / job.training.batch_size)
+    per_pass = math.ceil(len(labels) / job.training.batch_size)
     wanted = steps or job.training.local_steps or per_pass * (job.training.local_epochs or 1)
     while wanted > 0:
-        for batch in np.array_split(rng.permutation(cases), per_pass)[:wanted]:
-            yield batch.tolist()
+        order = rng.permutation(len(labels)).tolist()
+        if len(set(labels)) > 1:
+            by_label = sorted(order, key=labels.__getitem__)
+            dealt = [by_label[start::per_pass] for start in range(per_pass)]
+            batches = [dealt[number] for number in rng.permutation(per_pass)]
+        else:
+            batches = [batch.tolist() for batch in np.array_split(order, per_pass)]
+        yield from batches[:wanted]
         wanted -= per_pass
 
 
 def _half(job: Job, device: torch.device) -> torch.dtype | None:
     if not job.training.mixed_precision:
+        return None
+    if device.type == "cpu" and job.data.spatial_dims == 3:
+        # oneDNN's bfloat16 gradient of a 3D convolution's weights reads memory that nobody wrote (torch 2.13): now and
+        # then NaN, and never the same twice.
         return None
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return torch.float16
@@ -179,17 +203,21 @@ def judge_cases(network: nn.Module, data: SiteData, cases: Sequence[Case], job: 
     return records
 
 
+def judging_seed(job: Job) -> int:
+    """What `Task.ready` draws with: the same at every site and for every model, so that only the models differ."""
+    return derive_seed(job.seed, "judging")
+
+
 def infer_cases(
     network: nn.Module, data: SiteData, cases: Sequence[Case], job: Job, task: Task
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Each case as it was presented, with its probabilities on the CPU; neighbours of equal shape share a batch."""
     device = next(network.parameters()).device
-    judged = task.ready(network, data.samples("train"), job, derive_seed(job.seed, "judging"))
+    judged = task.ready(network, data.samples("train"), job, judging_seed(job))
     for start in range(0, len(cases), task.judged_together):
         samples = [task.present(data.load(case)) for case in cases[start : start + task.judged_together]]
         alike = len({tuple(sample["image"].shape) for sample in samples}) == 1
         for group in [samples] if alike else [[sample] for sample in samples]:
-            images = torch.stack([sample["image"] for sample in group]).to(device)
             with _autocast(job, device):
-                probabilities = task.infer(judged, images, job)
+                probabilities = task.infer(judged, _images(group, job, device), job)
             yield from zip(group, probabilities.float().cpu(), strict=True)

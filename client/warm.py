@@ -6,6 +6,9 @@ The keys hold the job as text, because a parsed job has lists and cannot be hash
 from __future__ import annotations
 
 import functools
+import math
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,7 +17,10 @@ from torch import nn
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
 from client.site import Site
+from client.training import memory_layout
+from shared_models.faults import Fault
 from shared_models.job import Job
+from shared_models.memory import REMEDIES, MemoryEstimate, free_memory, recompute_activations, training_memory
 from shared_models.zoo import build
 
 
@@ -30,8 +36,30 @@ def data_of(site: Site, job: Job) -> SiteData:
 
 
 def network_of(job: Job, device: str) -> nn.Module:
-    """The job's network on its device; whoever asks loads weights into it."""
+    """The job's network on its device; whoever asks loads weights into it.
+
+    Raises:
+        Fault: it shall be compiled, and this machine has no compiler.
+    """
     return _network(job.canonical_json(), device)
+
+
+def memory_of(job: Job) -> MemoryEstimate | None:
+    """What training takes, see `training_memory`; looked at once for each job."""
+    return _memory(job.canonical_json())
+
+
+def check_memory(job: Job, device: str) -> None:
+    """Says before training that it will not fit into the memory that is free now.
+
+    Raises:
+        Fault: it will not.
+    """
+    estimate, free = memory_of(job), free_memory(torch.device(device))
+    if estimate is not None and free is not None and estimate.total > free:
+        needed, there = math.ceil(estimate.total / 1e6), int(free / 1e6)
+        text = f"training takes at least {needed} MB of memory on {device}, and {there} MB are free: use {REMEDIES}"
+        raise Fault(text, "does_not_fit", needed=needed, there=there)
 
 
 @functools.lru_cache(maxsize=128)
@@ -48,7 +76,28 @@ def _cache(folder: Path, limit_bytes: int) -> CaseCache:
 
 @functools.lru_cache(maxsize=1)
 def _network(job_text: str, device: str) -> nn.Module:
-    return build(job_of(job_text)).to(torch.device(device))
+    job = job_of(job_text)
+    network = build(job).to(memory_format=memory_layout(job))  # type: ignore[call-overload]  # missing in torch's stubs
+    network = network.to(torch.device(device))
+    if job.training.gradient_checkpointing:
+        recompute_activations(network, job)
+    if job.training.compile:
+        if not shutil.which(os.environ.get("CXX", "g++")):
+            raise Fault("training.compile needs a C++ compiler; install g++, or set CXX to another", "compiler")
+        _compile(network)
+    return network
+
+
+def _compile(network: nn.Module) -> None:
+    """In place, so that names stay; of networks that are trained against each other each one, as each is called."""
+    names = [*getattr(network, "generators", ()), *getattr(network, "discriminators", ())]
+    for module in [network.get_submodule(name) for name in names] or [network]:
+        module.compile()
+
+
+@functools.lru_cache(maxsize=4)
+def _memory(job_text: str) -> MemoryEstimate | None:
+    return training_memory(job_of(job_text))
 
 
 def forget_data() -> None:

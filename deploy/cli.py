@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from deploy import cli_coordinator, cli_job, cli_site
+from deploy import cli_coordinator, cli_job, cli_models, cli_site
 from shared_models.errors import BadInput, ConsiliumError, RunStopped
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -32,6 +32,7 @@ app = typer.Typer(
 
     consilium job init --task segmentation   write a commented example, job.yaml
     consilium job check job.yaml             is it right, what would it do?
+    consilium models                         the networks to choose from
     consilium simulate job.yaml              run it, and get a report
     consilium coordinator --help             launch it on real hospitals
     consilium site --help                    be one of them
@@ -40,6 +41,7 @@ app = typer.Typer(
     """,
 )
 app.add_typer(cli_job.app, name="job")
+app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_coordinator.app, name="coordinator")
 app.add_typer(cli_site.app, name="site")
 

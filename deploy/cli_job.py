@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -87,10 +88,10 @@ def selection_metric(path: Path) -> str:
     Raises:
         BadInput: the file is no job, or the metric is none of the task's, or smaller is better.
     """
-    from shared_models.job_file import load_job
+    from shared_models.job_file import read_job
     from shared_models.tasks import task_of
 
-    job = load_job(path)
+    job = read_job(path)
     metrics, wanted = task_of(job).metric_info(), job.selection_metric()
     known = [name for name, info in metrics.items() if info["larger_is_better"]]
     if wanted in known:
@@ -110,11 +111,13 @@ def _summary(job: Job) -> list[tuple[str, str]]:
     shares = job.evaluation
     judged = f"validation {shares.validation_share:.0%} and test {shares.test_share:.0%} of each hospital's patients"
     return [
-        ("task", f"{job.task.kind}: {', '.join(job.task.classes)}"),
+        ("task", ": ".join(filter(None, [job.task.kind, ", ".join(job.task.classes)]))),
         ("data", _data(job)),
         ("hospitals", _hospitals(job)),
         ("model", f"{job.model.name}, {parameters:,} parameters"),
+        *([("", f"begins with the weights of {job.model.pretrained}")] if job.model.pretrained else []),
         ("training", _training(job)),
+        *_memory(job),
         ("federation", _federation(job)),
         ("travels", f"{megabytes:.3g} MB to a hospital and back, each round; images stay"),
         ("evaluation", f"{judged} where the data has no split of its own"),
@@ -146,7 +149,27 @@ def _training(job: Job) -> str:
     amount = f"{training.local_steps} steps" if training.local_steps else passes
     augmentation = f", augmented by {', '.join(training.augmentation)}" if training.augmentation else ""
     rate = f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule}"
-    return f"{amount} a round, batches of {training.batch_size}, {optimizer.name}, {rate}{augmentation}"
+    parts = f" in {training.accumulate} parts" if training.accumulate > 1 else ""
+    options = ("mixed_precision", "gradient_checkpointing", "channels_last", "compile")
+    chosen = "".join(f", {name.replace('_', ' ')}" for name in options if getattr(training, name))
+    return f"{amount} a round, batches of {training.batch_size}{parts}, {optimizer.name}, {rate}{augmentation}{chosen}"
+
+
+def _memory(job: Job) -> list[tuple[str, str]]:
+    """What a hospital needs to train, and a warning where this machine does not have it."""
+    import torch
+
+    from shared_models.memory import REMEDIES, free_memory, training_memory
+
+    estimate = training_memory(job)
+    if estimate is None:
+        return [("memory", "cannot be told beforehand for this task")]
+    parts = ", ".join(f"{name} {value / 1e6:,.1f} MB" for name, value in dataclasses.asdict(estimate).items())
+    rows = [("memory", f"at least {estimate.total / 1e6:,.1f} MB for a training step at a hospital: {parts}")]
+    free = free_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if free is not None and estimate.total > free:
+        rows.append(("", f"! will not fit where no more is free than here, {free / 1e6:,.0f} MB: use {REMEDIES}"))
+    return rows
 
 
 def _federation(job: Job) -> str:

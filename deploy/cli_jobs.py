@@ -209,7 +209,7 @@ def _summary(approval: Approval, job: Job, policy: Policy) -> list[tuple[str, st
         ("job", f"{job.name}, hash {approval.job_hash[:DIGITS]}"),
         ("asked by", f"federation {approval.federation}, run {approval.run}, first on {approval.first_seen}"),
         ("decision", f"{decision}{f': {approval.why}' if approval.why else ''}"),
-        ("task", f"{job.task.kind}: {', '.join(job.task.classes)}"),
+        ("task", ": ".join(filter(None, [job.task.kind, ", ".join(job.task.classes)]))),
         ("model", f"{job.model.name}, {json.dumps(job.model.arguments)}"),
         ("work", f"{job.federation.rounds} rounds of {steps} steps, batches of {job.training.batch_size}"),
         ("patients", ", ".join(counts)),

@@ -59,9 +59,9 @@ def check(
 
     from client.data.manifest import read_manifest
     from client.data.preflight import preflight, print_report, refuse_unusable
-    from shared_models.job_file import load_job
+    from shared_models.job_file import read_job
 
-    loaded = load_job(job)
+    loaded = read_job(job)
     cases = read_manifest(manifest, loaded)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

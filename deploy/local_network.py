@@ -218,8 +218,7 @@ def own_images(manifest: Path, job: Job, folder: Path) -> Path:
     folder.mkdir(parents=True)
     with manifest.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    files = [*job.data.images, *([job.data.label] if job.task.kind == "segmentation" else [])]
-    columns = [header.index(name) for name in files]
+    columns = [header.index(name) for name in job.file_columns()]
     for column in columns:
         references = [row[column] for row in rows]
         if "::" in references[0]:

@@ -11,12 +11,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.checkpoint import CheckpointStore, RunState, save_weights
 from server.events import EventLog
+from server.initial import initial_network
 from server.introduction import Introduction
 from server.participation import Site
 from server.rounds import run_rounds
 from shared_models.job import Job
 from shared_models.weights import Weights, fingerprint, schema, travelling
-from shared_models.zoo import build
 
 
 @dataclass
@@ -49,7 +49,7 @@ def make_server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         store = CheckpointStore(run_dir / "checkpoints", job.fingerprint())
-        network = build(job)
+        network, pretrained = initial_network(job, run_dir)
         tensors, initial = schema(network, job.federation.share), travelling(network, job.federation.share)
         del network
         state = _resume(store, initial, events)
@@ -62,6 +62,8 @@ def make_server_app(
             resumed_from=state.round or None,
         )
         del initial
+        if pretrained and not state.round:
+            events.emit("pretrained", **pretrained)
         introduction = Introduction(grid, job, events, wait_seconds)
         introduction.begin()
         others = {name: introduction.ready.pop(name) for name in not_federated if name in introduction.ready}

@@ -21,11 +21,11 @@ from server.admission import Rejected, admit_tensors, fault_of
 from server.app import Result
 from server.checkpoint import load_weights, save_weights, write_atomically
 from server.events import EventLog
+from server.initial import initial_network
 from server.judgement import FEDERATED, LOCAL, POOLED, collect, judge, undefined
 from server.participation import Reply, Site, ask, instruction
 from shared_models.job import Job, Section
 from shared_models.weights import Weights, fingerprint, to_record, travelling
-from shared_models.zoo import build
 
 BASELINES = ("local", POOLED)
 
@@ -94,7 +94,7 @@ def train_baselines(
 
     They are whole models: what stays at a site in the federation is in them.
     """
-    initial = travelling(build(job))
+    initial = travelling(initial_network(job, run_dir)[0])
     record, shapes = to_record(initial), {name: array.shape for name, array in initial.items()}
     steps = job.training.local_steps or 0
 

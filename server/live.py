@@ -92,6 +92,18 @@ class LiveDisplay:
         if event.get("resumed_from"):
             self._say(f"continues behind round {event['resumed_from']}")
 
+    def _pretrained(self, event: Event) -> None:
+        tensors = f"{event['matched']} of {event['tensors']} tensors"
+        share = math.floor(1000 * event["share"]) / 10  # 100 only where it is all
+        self._say(f"pretrained   {event['file']}: {tensors}, {share:g} % of the network's numbers")
+        for key, what in (
+            ("missing", "not in the file"),
+            ("other_shape", "of another shape there"),
+            ("unexpected", "in the file, not in the network"),
+        ):
+            if event[key]:
+                self._say(f"! {_count(len(event[key]), 'tensor')} {what}, such as {event[key][0][:80]!r}")
+
     def _site_ready(self, event: Event) -> None:
         if event["site"] != POOLED:
             self._sites[event["site"]] = event

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from server.checkpoint import write_atomically
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
-from shared_models.job_file import dump_job, load_job
+from shared_models.job_file import dump_job, load_job, read_job
 
 RUN_SCHEMA = "consilium-run/1"
 PACKAGES = ("torch", "monai", "flwr", "numpy")
@@ -83,7 +83,7 @@ class Run:
         Raises:
             BadInput: it cannot be read, or was changed since.
         """
-        job = load_job(self.path / "job.yaml")
+        job = read_job(self.path / "job.yaml")
         if job.fingerprint() != self.settings().get("job_hash"):
             raise BadInput(f"{self.path / 'job.yaml'} was changed after the run was made; undo that, or make a new run")
         return job

@@ -145,6 +145,12 @@ FAULTS: dict[str, _Kind] = {
     "changed": _Kind("a file of a case has changed since it was checked: ask again, so that it is checked anew"),
     # The site's machine
     "memory": _Kind("out of memory: use a smaller data.crop, batch_size or network"),
+    "does_not_fit": _Kind(
+        "training takes at least {needed} MB of its memory, and {there} MB are free: use a smaller data.crop, "
+        "batch_size or network, a larger training.accumulate, training.gradient_checkpointing or mixed_precision",
+        {"needed": _count, "there": _count},
+    ),
+    "compiler": _Kind("it has no C++ compiler, which training.compile needs: leave that out of the job"),
     "disk": _Kind("its disk is full"),
     "system": _Kind("its system says: {errno}", {"errno": _one_of(frozenset(errno.errorcode.values()))}),
     "stopping": _Kind("its daemon is being stopped"),

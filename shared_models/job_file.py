@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,39 @@ from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.job_sentences import Path as KeyPath
 from shared_models.job_sentences import Refusal, nearest, refusals
+from shared_models.zoo.entry import Entry
 
 
 def load_job(path: Path) -> Job:
-    """The job in a file. Raises BadInput: one line per mistake, each with file, line and key path."""
+    """The job in a file; a relative `model.pretrained` is made absolute, from the file's folder.
+
+    Raises:
+        BadInput: one line per mistake, each with file, line and key path.
+    """
+
+    def meaning(job: Job) -> list[Refusal]:
+        return check_meaning(job) + _pretrained(job, path.parent)
+
+    job = _parse(yaml_file.read_text(path, "job"), str(path), meaning)
+    if job.model.pretrained is None:
+        return job
+    file = str((path.parent / job.model.pretrained).absolute())
+    return job.model_copy(update={"model": job.model.model_copy(update={"pretrained": file})})
+
+
+def read_job(path: Path) -> Job:
+    """As `load_job`, where the file with pretrained weights need not be: at a site, or once a run has begun."""
     return parse_job(yaml_file.read_text(path, "job"), str(path))
 
 
 def parse_job(text: str, source: str) -> Job:
     """The job in a text; `source` names it in messages. Raises BadInput as `load_job` does."""
+    return _parse(text, source, check_meaning)
+
+
+def _parse(text: str, source: str, meaning: Callable[[Job], list[Refusal]]) -> Job:
     example = "`consilium job init` writes an example"
-    return yaml_file.parse(text, source, Job, kind="job", example=example, meaning=check_meaning)
+    return yaml_file.parse(text, source, Job, kind="job", example=example, meaning=meaning)
 
 
 def dump_job(job: Job) -> str:
@@ -46,10 +68,40 @@ def check_meaning(job: Job) -> list[Refusal]:
         found.append(Refusal(("model", "name"), f"there is no model '{job.model.name}'{hint}"))
     if not found:
         try:
-            zoo.check(job)
+            found += _model(job, zoo.check(job))
         except BadInput as error:
             found.append(_refusal_of(error))
     return found
+
+
+def _model(job: Job, entry: Entry) -> Iterator[Refusal]:
+    """What the rest of the job asks of a network that cannot give it."""
+    name, share, training = job.model.name, job.federation.share, job.training
+    if share.networks == "generators" and entry.family != "GAN":
+        path = ("federation", "share", "networks")
+        yield Refusal(path, f"'{name}' has no discriminators that could stay at the sites; expected 'all'")
+    if share.normalisation == "nothing" and job.model.pretrained is not None:
+        text = "with model.pretrained, the file's normalisation would be lost at the sites: expected 'all'"
+        yield Refusal(("federation", "share", "normalisation"), text)
+    batch = (job.model.normalisation or entry.normalisation) == "batch"
+    remedy = "set model.normalisation to instance or group, or leave this out"
+    if training.accumulate > 1 and batch:
+        text = f"batch normalisation would see parts of a batch, which is not the same step: {remedy}"
+        yield Refusal(("training", "accumulate"), text)
+    if training.gradient_checkpointing and type(entry).checkpointed is Entry.checkpointed:
+        text = f"'{name}' has no blocks to compute again; leave this out, or make data.crop or batch_size smaller"
+        yield Refusal(("training", "gradient_checkpointing"), text)
+    elif training.gradient_checkpointing and batch:
+        text = f"batch normalisation would count every image twice: {remedy}"
+        yield Refusal(("training", "gradient_checkpointing"), text)
+
+
+def _pretrained(job: Job, folder: Path) -> list[Refusal]:
+    """Whether the file with initial weights is there."""
+    name = job.model.pretrained
+    if name is not None and not (folder / name).is_file():
+        return [Refusal(("model", "pretrained"), f"there is no file {(folder / name).absolute()}")]
+    return []
 
 
 def _names(job: Job) -> Iterator[Refusal]:
@@ -61,12 +113,23 @@ def _names(job: Job) -> Iterator[Refusal]:
         for name in names:
             if not name.strip() or not name.isprintable():
                 yield Refusal((section, key), f"{name!r} is no name that can be shown")
-    roles = {"label": job.data.label, "patient": job.data.patient}
-    for role, column in roles.items():
-        if column in job.data.images:
-            yield Refusal(("data", role), f"column '{column}' is one of data.images already")
-    if job.data.label == job.data.patient:
-        yield Refusal(("data", "label"), f"column '{job.data.label}' is data.patient already")
+    yield from _columns(job)
+
+
+def _columns(job: Job) -> Iterator[Refusal]:
+    """Every role in a manifest has a column of its own, but a target that noise makes the source of."""
+    noisy = job.task.kind == "translation" and job.task.how.mode == "paired" and job.task.how.noise is not None
+    if noisy and job.data.images != [job.data.label]:
+        text = f"with task.how.noise, the source is made of data.label: expected ['{job.data.label}']"
+        yield Refusal(("data", "images"), text)
+    taken = {column: "one of data.images" for column in job.data.images}
+    roles: dict[KeyPath, str] = {("data", "label"): job.data.label, ("data", "patient"): job.data.patient}
+    if job.mask_column:
+        roles["task", "how", "mask"] = job.mask_column
+    for path, column in roles.items():
+        if column in taken and not (noisy and path == ("data", "label")):
+            yield Refusal(path, f"column '{column}' is {taken[column]} already")
+        taken.setdefault(column, ".".join(map(str, path)))
 
 
 def _numbers(job: Job) -> Iterator[Refusal]:

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -139,6 +139,9 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
 
 def _wanted(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     """What a field takes, in words, with its bounds: `an integer >= 1 or null`."""
+    if typing.get_origin(annotation) is Annotated:  # an entry of a list, with bounds of its own
+        field = FieldInfo.from_annotation(annotation)
+        return _wanted(field.annotation, field.metadata)
     inner = _without_none(annotation)
     optional = " or null" if inner is not annotation else ""
     if _choices(inner):
@@ -147,7 +150,8 @@ def _wanted(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     origin, bounds = typing.get_origin(inner), _bounds(constraints)
     if origin is list:
         least = next((c.min_length for c in constraints if hasattr(c, "min_length")), 0)
-        items = {int: "integers", float: "numbers", str: "texts"}.get(typing.get_args(inner)[0], "entries")
+        item: Any = FieldInfo.from_annotation(typing.get_args(inner)[0]).annotation
+        items = {int: "integers", float: "numbers", str: "texts"}.get(item, "entries")
         return f"a list of {f'at least {least} ' if least else ''}{items}{optional}"
     if origin is dict or _is_section(inner) or _sections(inner):
         keys = f" ({', '.join(inner.model_fields)})" if _is_section(inner) else ""

@@ -17,7 +17,7 @@ from client.doctor.row import Late, Level, Row, fault, warning, within
 from shared_models.enrolment import read_kit
 from shared_models.errors import BadInput
 from shared_models.job import Job
-from shared_models.job_file import load_job
+from shared_models.job_file import read_job
 
 __all__ = ["Level", "Row", "examine"]
 
@@ -55,7 +55,7 @@ def examine(
     asked = time.monotonic()
     passphrase, complaint = _passphrase(config, passphrase_of)
     end += time.monotonic() - asked
-    job, rows = _get("job", lambda: load_job(job_path) if job_path else None)
+    job, rows = _get("job", lambda: read_job(job_path) if job_path else None)
     yield from rows
     for check, call, seconds in _checks(path, config, passphrase, complaint, job):
         yield from _look(check, call, max(1.0, min(seconds, end - time.monotonic())))

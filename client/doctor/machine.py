@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from client.config import SiteConfig
 from client.doctor.row import Row, fault, gib, warning
+from shared_models.machine import machine_memory
 
 FLWR = SpecifierSet("==1.41.*")
 """The one series of flwr whose runtime this version of consilium knows; constraints.txt pins a release of it."""
@@ -115,11 +115,7 @@ def device(config: SiteConfig) -> Iterator[Row]:
 
 def memory() -> Iterator[Row]:
     """Whether there is enough memory to prepare images and train in, within the limit of a container."""
-    state = psutil.virtual_memory()
-    total, free = state.total, state.available
-    with suppress(OSError, ValueError):  # "max" without a limit
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-        free = min(free, total - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    free, total = machine_memory()
     found = f"{gib(free)} of {gib(total)} free"
     if free >= ENOUGH_MEMORY:
         yield Row("memory", found)

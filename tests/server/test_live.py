@@ -173,3 +173,15 @@ def test_events_of_a_later_version_do_not_disturb(run_dir: Path):
     with run.display:
         run.emit("something_new", what=1)
     assert run.lines() == [f"report   {run_dir}/report.html"]
+
+
+def test_what_a_file_of_initial_weights_gave_is_said_in_a_line_each(tmp_path):
+    run = Run(tmp_path)
+    matched = {"file": "first.pt", "sha256": "0" * 64, "matched": 58, "tensors": 60, "share": 0.99699}
+    names = {"missing": [], "other_shape": ["out.weight", "out.bias"], "unexpected": ["extra\x1b[2J"]}
+    run.emit("pretrained", **matched, **names)
+    assert run.lines() == [
+        "pretrained   first.pt: 58 of 60 tensors, 99.6 % of the network's numbers",
+        "! 2 tensors of another shape there, such as 'out.weight'",
+        "! 1 tensor in the file, not in the network, such as 'extra\\x1b[2J'",
+    ]

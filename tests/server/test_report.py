@@ -162,6 +162,14 @@ def test_few_patients_undefined_metrics_and_quarantine_stand_under_the_answer(tm
     assert "hippocampus_017 riverside image has shape 35×51×35" in text
 
 
+def test_what_a_file_of_initial_weights_gave_is_on_record(tmp_path: Path) -> None:
+    matched = {"file": "first.pt", "sha256": "0" * 64, "matched": 58, "tensors": 60, "share": 0.99}
+    matched |= {"missing": [], "other_shape": ["out.weight", "out.bias"], "unexpected": []}
+    report = facts_of(fabricate(tmp_path / "run", extra=[{"event": "pretrained", **matched}]))
+    assert report["run"]["pretrained"] == matched
+    assert facts_of(fabricate(tmp_path / "other"))["run"]["pretrained"] is None
+
+
 def test_a_stopped_run_says_so_at_the_top(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run")
     events = [e for e in read_events(folder) if e.get("round", 0) <= 3]

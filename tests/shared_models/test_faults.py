@@ -32,6 +32,7 @@ REFUSAL = {
 EXAMPLES = {
     "unreadable_cases": {"cases": 3, "checked": 20, "tolerated": 2},
     "channels": {"cases": 3, "checked": 20},
+    "does_not_fit": {"needed": 9000, "there": 4000},
     "labels": {"cases": 3, "checked": 20},
     "shape": {"cases": 3, "checked": 20},
     "too_few_cases": {"cases": 20, "checked": 20},

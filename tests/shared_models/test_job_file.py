@@ -92,8 +92,8 @@ MISTAKES = {
     ),
     "an unknown task": (
         ("kind: classification", "kind: clasification"),
-        "job.yaml:4: task.kind: expected one of segmentation, classification, translation, synthesis, anomaly; found 'clasification'; "
-        "did you mean 'classification'?",
+        "job.yaml:4: task.kind: expected one of segmentation, classification, translation, synthesis, anomaly; "
+        "found 'clasification'; did you mean 'classification'?",
     ),
     "a task without its kind": (
         ("  kind: classification\n", ""),
@@ -145,7 +145,11 @@ MISTAKES = {
     ),
     "an argument of the wrong type": (
         ("name: cnn", "name: cnn\n  arguments:\n    channels: [16, x]"),
-        "job.yaml:12: model.arguments.channels[1]: expected an integer, found 'x'",
+        "job.yaml:12: model.arguments.channels[1]: expected an integer > 0, found 'x'",
+    ),
+    "an argument that is no list": (
+        ("name: cnn", "name: cnn\n  arguments: {channels: 16}"),
+        "job.yaml:11: model.arguments.channels: expected a list of at least 1 integers, found 16",
     ),
     "a model that does not fit the crop": (
         ("name: cnn", "name: vit\n  arguments: {patch_size: 5}"),
