@@ -111,6 +111,7 @@ def test_check_says_what_a_job_would_do(here: Path):
         "10 rounds of fedavg",
         " parameters",
         "MB",
+        "for a training step at a hospital",
         "500 bootstrap",
     ):
         assert words in done.stdout
@@ -127,6 +128,15 @@ def test_check_names_every_mistake_with_its_line(here: Path):
         "consilium: bad.yaml:6: federation.rounds: missing; expected an integer >= 1",
         "consilium: bad.yaml:6: federation.round: unknown key; did you mean 'rounds'?",
     ]
+
+
+def test_check_warns_of_a_job_that_will_not_fit(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    (here / "job.yaml").write_text(TINY.replace("batch_size: 4", "batch_size: 4, accumulate: 2, channels_last: true"))
+    monkeypatch.setattr("shared_models.memory.free_memory", lambda device: 2_000)
+    cli_job.check(here / "job.yaml")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "batches of 4 in 2 parts" in shown and "channels last" in shown
+    assert "! will not fit where no more is free than here, 0 MB: use smaller data.crop or training.batch_size" in shown
 
 
 @pytest.mark.parametrize("metric", ["auroc", "hd95"])

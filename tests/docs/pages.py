@@ -42,8 +42,8 @@ def commands(page: Path) -> list[str]:
 def check_command(arguments: Sequence[str]) -> None:
     """Raises unless `consilium` has a command with these options and values."""
     command, rest = typer.main.get_command(app), list(arguments)
-    while hasattr(command, "commands"):
-        assert rest[0] in command.commands, f"{' '.join(arguments)}: there is no command '{rest[0]}'"
+    while hasattr(command, "commands") and (rest or not command.invoke_without_command):
+        assert rest and rest[0] in command.commands, f"{' '.join(arguments)}: there is no such command"
         command, rest = command.commands[rest[0]], rest[1:]
     command.make_context("consilium", rest)
 

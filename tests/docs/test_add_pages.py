@@ -62,7 +62,7 @@ def in_tree(tree: Path, command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["add-a-model", "add-a-task", "add-a-data-set"])
+@pytest.mark.parametrize("name", ["adding-a-model", "adding-a-task", "adding-a-data-set"])
 def test_a_page_can_be_followed(tree, name):
     page = DOCS / f"{name}.md"
     touched = follow(page, tree)
@@ -85,17 +85,18 @@ def simulate(tree: Path, job: dict, data: Path) -> dict:
 
 @pytest.mark.system
 def test_the_page_on_models_adds_a_model(tree, lesions):
-    page = DOCS / "add-a-model.md"
+    page = DOCS / "adding-a-model.md"
     follow(page, tree)
     report = simulate(tree, JOB | yaml.safe_load(yaml_of(page)), lesions)
-    assert report["run"]["model"] == "densenet"
-    assert Block("bash", "python -m pytest tests/shared_models/test_zoo.py -k densenet\n") in blocks(page)
-    assert "4 passed" in in_tree(tree, "python -m pytest tests/shared_models/test_zoo.py -k densenet")
+    assert report["run"]["model"] == "convmixer"
+    tests = "python -m pytest tests/shared_models/zoo/test_every_entry.py -k convmixer"
+    assert Block("bash", f"{tests}\n") in blocks(page)
+    assert "13 passed" in in_tree(tree, tests)
 
 
 @pytest.mark.system
 def test_the_page_on_tasks_adds_a_task(tree, lesions):
-    page = DOCS / "add-a-task.md"
+    page = DOCS / "adding-a-task.md"
     follow(page, tree)
     report = simulate(tree, JOB | yaml.safe_load(yaml_of(page)), lesions)
     assert report["task"] == "grading" and report["headline_metric"] == "kappa"
@@ -105,7 +106,7 @@ def test_the_page_on_tasks_adds_a_task(tree, lesions):
 
 @pytest.mark.system
 def test_the_page_on_data_sets_adds_a_data_set(tree, tmp_path):
-    page = DOCS / "add-a-data-set.md"
+    page = DOCS / "adding-a-data-set.md"
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     rng = np.random.default_rng(0)
@@ -125,7 +126,7 @@ def test_the_page_on_data_sets_adds_a_data_set(tree, tmp_path):
 
 
 def test_the_page_on_data_sets_reads_the_real_photographs(tree, shared_data):
-    follow(DOCS / "add-a-data-set.md", tree)
-    (tree / "job.yaml").write_text(yaml_of(DOCS / "add-a-data-set.md"))
+    follow(DOCS / "adding-a-data-set.md", tree)
+    (tree / "job.yaml").write_text(yaml_of(DOCS / "adding-a-data-set.md"))
     printed = in_tree(tree, f"consilium partition job.yaml --data-dir {shared_data / 'chase_retina'} --out split.json")
     assert "14 patients in 2 hospitals" in printed
