@@ -76,7 +76,9 @@ def parse(
 
 def dump(values: dict[str, Any]) -> str:
     """The values as YAML that `parse` reads back as they are."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    # U+0085 ends a line for YAML, and is read back as a space unless it is written as an escape.
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=120) if "\x85" in text else text
 
 
 def _dotted(refusal: Refusal) -> str:

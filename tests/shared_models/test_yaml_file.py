@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -49,6 +49,7 @@ def test_an_empty_file_says_where_to_get_one():
 
 
 @given(st.text(), st.lists(st.floats(allow_nan=False)))
+@example("\x85", [])
 def test_what_is_written_is_read_back(name: str, numbers: list[float]):
     try:
         name.encode()

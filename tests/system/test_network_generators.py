@@ -79,12 +79,18 @@ def test_what_stays_is_at_each_hospital_and_in_no_line_of_its_ledger(network: Lo
     assert fingerprint(own[0]) != fingerprint(own[1])
 
 
+def test_each_hospital_sees_its_own_images_before_and_after(network: LocalNetwork) -> None:
+    for name in network.sites:
+        own = next(network.work(name).glob("runs/*/report.html")).read_text()
+        assert "data:image/png" in own and "PSNR" in own
+    assert not list(network.home.rglob("*.png"))
+
+
 def run_of(network: LocalNetwork) -> Path:
     return next((network.home / "runs").iterdir())
 
 
 def tensors_in_ledger(network: LocalNetwork, name: str) -> list[dict[str, object]]:
     """Those of the answers to train messages."""
-    lines = [json.loads(line) for line in (network.work(name) / "ledger.jsonl").read_text().splitlines()]
-    entries = [line.get("entry", line) for line in lines]
-    return [t for entry in entries if entry.get("question") == "train" for t in entry.get("tensors", [])]
+    entries = [json.loads(line) for line in (network.work(name) / "ledger.jsonl").read_text().splitlines()]
+    return [tensor for entry in entries if entry.get("question") == "train" for tensor in entry.get("tensors", [])]
