@@ -18,7 +18,7 @@ from shared_models import yaml_file
 from shared_models.enrolment import SITE_NAME
 from shared_models.errors import BadInput
 from shared_models.files import whole_file
-from shared_models.job import Section
+from shared_models.section import Section
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

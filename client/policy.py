@@ -16,7 +16,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from shared_models.errors import ConsiliumError
-from shared_models.job import Job, Section
+from shared_models.job import Job
+from shared_models.section import Section
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "query.prepare": (),

@@ -24,7 +24,8 @@ from server.events import EventLog
 from server.initial import initial_network
 from server.judgement import FEDERATED, LOCAL, POOLED, collect, judge, undefined
 from server.participation import Reply, Site, ask, instruction
-from shared_models.job import Job, Section
+from shared_models.job import Job
+from shared_models.section import Section
 from shared_models.weights import Weights, fingerprint, to_record, travelling
 
 BASELINES = ("local", POOLED)

@@ -21,7 +21,8 @@ from server.events import EventLog
 from server.participation import LONGEST_POLL, SHORTEST_POLL, Site, instruction
 from shared_models.errors import RunStopped
 from shared_models.faults import UNREADABLE
-from shared_models.job import Job, Section
+from shared_models.job import Job
+from shared_models.section import Section
 
 ASK_AGAIN_SECONDS = 15.0
 """A site whose answer was `not yet` is asked again after this long."""

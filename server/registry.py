@@ -18,8 +18,8 @@ from pydantic import Field, field_validator
 
 from shared_models.enrolment import Document, Moment, check_name, check_public_key, moment, read_document, write
 from shared_models.errors import BadInput
-from shared_models.job import Section
 from shared_models.keys import key_fingerprint
+from shared_models.section import Section
 
 LARGEST = 4 * 1024 * 1024  # bytes; about ten thousand sites
 

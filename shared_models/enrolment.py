@@ -18,9 +18,9 @@ from pydantic import Field, field_validator, model_validator
 from shared_models.certificates import is_authority, read_certificate
 from shared_models.errors import BadInput
 from shared_models.files import whole_file
-from shared_models.job import Section
 from shared_models.job_sentences import refusals
 from shared_models.keys import canonical_json, load_public, public_line, sign, verify
+from shared_models.section import Section
 
 SITE_NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 LARGEST = 64 * 1024  # bytes of a document that comes from outside

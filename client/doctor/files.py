@@ -21,7 +21,8 @@ from client.ledger import verify_ledger
 from client.policy import Policy
 from shared_models.enrolment import Kit
 from shared_models.errors import BadInput
-from shared_models.job import ClassificationTask, Job, SegmentationTask
+from shared_models.job import Job
+from shared_models.job_tasks import AnomalyTask, ClassificationTask, SegmentationTask, SynthesisTask
 from shared_models.keys import is_encrypted, key_fingerprint, load_private, load_public, public_line
 
 LOOKING_SECONDS = 5.0
@@ -144,9 +145,11 @@ def _contradictions(rules: Policy) -> Iterator[str]:
             expected = f"expected of {', '.join(known)}"
             yield f"policy.{rule} lists {', '.join(unknown)}, which this version does not know; {expected}"
     two = ["no", "yes"]
-    sections = {
+    sections = {  # of translation, which metrics a job has depends on its mode
         "segmentation": SegmentationTask(kind="segmentation", classes=two),
         "classification": ClassificationTask(kind="classification", classes=two),
+        "synthesis": SynthesisTask(kind="synthesis", classes=two),
+        "anomaly": AnomalyTask(kind="anomaly", classes=two),
     }
     for name in rules.tasks:
         if name in sections and rules.metrics:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared_models.errors import BadInput
-from shared_models.job import AnomalyTask, Job
+from shared_models.job import Job
+from shared_models.job_tasks import AnomalyTask
 from shared_models.tasks import histograms
 from shared_models.tasks.shape import tiled
 from shared_models.tasks.sums import population, ratio, weighted_sums

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared_models.errors import BadInput
-from shared_models.job import ClassificationTask, Job
+from shared_models.job import Job
+from shared_models.job_tasks import ClassificationTask
 from shared_models.tasks import histograms
 from shared_models.tasks.shape import to_size
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared_models.errors import BadInput
-from shared_models.job import Job, SegmentationTask
+from shared_models.job import Job
+from shared_models.job_tasks import SegmentationTask
 from shared_models.tasks.shape import tiled
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
 from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task, check_finite

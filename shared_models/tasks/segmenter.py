@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from shared_models.job import Job, SegmentationTask
+from shared_models.job import Job
+from shared_models.job_tasks import SegmentationTask
 from shared_models.tasks.segmentation import Segmentation
 from shared_models.tasks.shape import to_size
 from shared_models.tasks.task import Sample

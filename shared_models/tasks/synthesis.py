@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from shared_models.errors import BadInput
-from shared_models.job import ClassificationTask, Job, SynthesisTask
+from shared_models.job import Job
+from shared_models.job_tasks import ClassificationTask, SynthesisTask
 from shared_models.seeds import derive_seed
 from shared_models.tasks.adversarial import cross_entropy, not_trained
 from shared_models.tasks.classification import Classification

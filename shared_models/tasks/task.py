@@ -57,7 +57,7 @@ class MetricInfo(TypedDict):
 
 
 class Task(ABC):
-    """One task with its classes. Add one: a file in this folder, an entry in `TASKS`, a section in `job.py`.
+    """One task with its classes. Add one: a file in this folder, an entry in `TASKS`, a section in `job_tasks.py`.
 
     A subclass says `loss`, `infer`, `judge` and the sums; the other methods suit a task with one network and one loss.
     """

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared_models.errors import BadInput
-from shared_models.job import Job, PairedTranslation, TranslationTask, UnpairedTranslation
+from shared_models.job import Job
+from shared_models.job_tasks import PairedTranslation, TranslationTask, UnpairedTranslation
 from shared_models.seeds import derive_seed
 from shared_models.tasks.adversarial import cross_entropy, not_trained
 from shared_models.tasks.image_metrics import MeanOverCases, likeness, median_filtered

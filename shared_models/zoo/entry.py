@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from shared_models.job import Normalisation, Section
+from shared_models.job import Normalisation
+from shared_models.section import Section
 
 if TYPE_CHECKING:
     from torch import nn

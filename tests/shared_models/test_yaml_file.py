@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from shared_models.errors import BadInput
-from shared_models.job import Section
 from shared_models.job_file import load_job, parse_job
 from shared_models.job_sentences import Refusal
+from shared_models.section import Section
 from shared_models.yaml_file import LIMIT_BYTES, dump, parse
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 from torch import nn
 
 from shared_models.errors import BadInput
-from shared_models.job import ClassificationTask
+from shared_models.job_tasks import ClassificationTask
 from shared_models.tasks import CaseRecord
 from shared_models.tasks.bootstrap import difference, interval, pooled, replicate_weights
 from shared_models.tasks.classification import Classification

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shared_models.errors import BadInput
-from shared_models.job import SegmentationTask
+from shared_models.job_tasks import SegmentationTask
 from shared_models.tasks import CaseRecord
 from shared_models.tasks.bootstrap import interval, pooled, replicate_weights
 from shared_models.tasks.segmentation import Segmentation
