@@ -298,3 +298,20 @@ def test_no_question_widens_a_policy(
         assert question != "train" or (1 <= number <= asked.federation.rounds)
         assert question != "evaluate" or (0 <= number <= asked.evaluation.bootstrap)
         assert question == "query.prepare" or patients.get(fields.get("split", "train"), 0) >= rules.min_patients
+
+
+SYNTHESIS = [
+    *("auroc_with_synthetic", "auroc_without_synthetic", "auroc_gain", "balanced_accuracy_without_synthetic"),
+    *("balanced_accuracy_with_synthetic", "memorised", "memorised_control", "nearest_synthetic", "nearest_real"),
+]
+
+
+def test_steps_that_judging_takes_count_as_well():
+    task = {"kind": "synthesis", "classes": ["no", "yes"], "classifier_steps": 60}
+    rules = policy(tasks=["synthesis"], models=["dcgan"], metrics=SYNTHESIS)
+    asked = job(task=task, model={"name": "dcgan"})
+    found = verdict(rules, asked)
+    assert set(found) == {"policy.max_local_steps"}
+    said = str(found["policy.max_local_steps"])
+    assert "asked 120, allowed 100; passes with task.classifier_steps of at most 100" in said
+    assert verdict(rules, job(task=task | {"classifier_steps": 50}, model={"name": "dcgan"})) == {}

@@ -1,0 +1,187 @@
+"""What the networks of the zoo learn from real data over three hospitals, beside pooled training: docs/results.md.
+
+    python benchmarks/results.py                     every row, as far as it is not done; then the page
+    python benchmarks/results.py --only vessels      the rows of one study
+    python benchmarks/results.py --page              the page again, from docs/results.json
+
+A row is `consilium simulate` with a job of benchmarks/results/. Rows that are done are kept, one that was cut off goes
+on, and one that failed is in the table with its sentence. On two cores everything takes under an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.results_data import write_tables  # noqa: E402
+from benchmarks.results_page import page  # noqa: E402
+
+JOBS = ROOT / "benchmarks" / "results"
+PAGE, NUMBERS, PICTURES = ROOT / "docs" / "results.md", ROOT / "docs" / "results.json", ROOT / "docs" / "images"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One table of the page: a job, and the networks that it is run with."""
+
+    compare: str
+    networks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_LEVELS = {"channels": [8, 16, 32, 64, 128], "strides": [2, 2, 2, 2]}
+STUDIES = {
+    "hippocampus": Study(
+        "pooled",
+        {
+            "3D U-Net": {"name": "unet", "arguments": _LEVELS},
+            "V-Net": {"name": "vnet"},
+            "Attention U-Net": {"name": "attention_unet", "arguments": _LEVELS},
+            "UNet++": {
+                "name": "unet_plus_plus",
+                "arguments": {"features": [8, 8, 16, 32, 64, 8], "deep_supervision": True},
+            },
+            "DynUNet": {
+                "name": "dynunet",
+                "arguments": {"filters": [8, 16, 32, 64, 128], "deep_supervision": True},
+            },
+            "UNETR": {"name": "unetr"},
+            "Swin UNETR": {"name": "swin_unetr"},
+        },
+    ),
+    "vessels": Study(
+        "pooled", {"U-Net": {"name": "unet"}, "TransUNet": {"name": "transunet"}, "Swin-UNet": {"name": "swin_unet"}}
+    ),
+    "pneumonia": Study(
+        "pooled",
+        {
+            "classic CNN": {"name": "cnn"},
+            "ResNet-18": {"name": "resnet18"},
+            "DenseNet-121": {"name": "densenet121"},
+            "ViT": {"name": "vit"},
+        },
+    ),
+    "denoise": Study("pooled", {"Pix2Pix": {"name": "pix2pix", "normalisation": "group"}}),
+    "look": Study("none", {"CycleGAN": {"name": "cyclegan", "arguments": {"channels": 8, "blocks": 4}}}),
+    "synthesis": Study("none", {"DCGAN": {"name": "dcgan"}}),
+}
+
+
+def run_row(study: str, network: str, runs: Path, data: Path) -> None:
+    """Runs a row, or goes on with it; what it says is in `log.txt` beside the run."""
+    out = runs / study / network.replace(" ", "-")
+    if (out / "evaluations.json").exists():
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [str(Path(sys.executable).with_name("consilium")), "simulate"]
+    if (out / "job.yaml").exists():
+        command += ["--resume", str(out)]
+    else:
+        shutil.rmtree(out, ignore_errors=True)
+        job = yaml.safe_load((JOBS / f"{study}.yaml").read_text())
+        job["model"] = STUDIES[study].networks[network]
+        path = out.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(job))
+        command += [str(path), "--data-dir", str(data), "--compare", STUDIES[study].compare]
+        command += ["--out", str(out)]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    out.with_suffix(".log").write_text(done.stdout + done.stderr)
+    seconds = time.monotonic() - began
+    print(f"{study}, {network}: exit code {done.returncode}, {seconds:.0f} s", flush=True)
+    if done.returncode not in (0, 4):
+        print(done.stderr.strip(), flush=True)
+
+
+def collect(runs: Path) -> dict[str, Any]:
+    """The numbers of every row that was run, by study and network; of one that failed its last words."""
+    found: dict[str, Any] = {}
+    for study, of in STUDIES.items():
+        for network in of.networks:
+            out = runs / study / network.replace(" ", "-")
+            log = out.with_suffix(".log")
+            if (out / "evaluations.json").exists():
+                found.setdefault(study, {})[network] = _numbers(out)
+                _keep_picture(study, out)
+            elif log.exists():
+                words = log.read_text().strip().splitlines()
+                found.setdefault(study, {})[network] = {"failed": words[-1] if words else "it said nothing"}
+    return found
+
+
+def _numbers(out: Path) -> dict[str, Any]:
+    evaluations = json.loads((out / "evaluations.json").read_text())
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    started = next(event for event in events if event["event"] == "run_started")
+    last_round = max(event["round"] for event in events if event["event"] == "round_finished")
+    return {
+        "parameters": started["parameters"],
+        "megabytes": round(started["bytes_model"] / 1e6, 2),
+        "rounds": last_round,
+        "seconds": round(sum(event["seconds"] for event in events if event["event"] == "round_finished")),
+        "metrics": evaluations["metrics"],
+        "models": {
+            model: {site: _rounded(values) for site, values in by_site.items()}
+            for model, by_site in evaluations["models"].items()
+        },
+        "differences": {name: _rounded(by_site.get("all", {})) for name, by_site in evaluations["differences"].items()},
+        "patients": {
+            event["site"]: {split: event["patients"][split] for split in ("train", "test")}
+            for event in events
+            if event["event"] == "site_ready" and "patients" in event
+        },
+    }
+
+
+def _rounded(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Values to five digits, so that the page's numbers do not change with the last bit."""
+    return {
+        name: {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
+        for name, values in metrics.items()
+    }
+
+
+def _keep_picture(study: str, out: Path) -> None:
+    """The GANs' pictures are part of the page."""
+    picture = out / "pictures" / "cases.png"
+    if study in ("denoise", "look", "synthesis") and picture.exists():
+        shutil.copyfile(picture, PICTURES / f"results-{study}.png")
+
+
+def main() -> int:
+    """Runs what is not done and writes the page; 1 when a row failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=STUDIES, action="append", help="a study; may be given several times")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the data sets' folder")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "results", help="where the runs are kept")
+    parser.add_argument("--page", action="store_true", help="write the page again and run nothing")
+    arguments = parser.parse_args()
+    if not arguments.page:
+        tables = arguments.runs / "data"
+        write_tables(arguments.data, tables)
+        rows = [(study, network) for study in arguments.only or STUDIES for network in STUDIES[study].networks]
+        with ThreadPoolExecutor(2) as two_at_once:  # pooled training is one worker's, and leaves the others idle
+            list(two_at_once.map(lambda row: run_row(*row, arguments.runs, tables), rows))
+        known = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+        NUMBERS.write_text(json.dumps(known | collect(arguments.runs), indent=1, sort_keys=True) + "\n")
+    numbers = json.loads(NUMBERS.read_text())
+    jobs = {study: yaml.safe_load((JOBS / f"{study}.yaml").read_text()) for study in STUDIES}
+    PAGE.write_text(page(numbers, jobs))
+    print(f"wrote {PAGE}")
+    return 1 if any("failed" in row for rows in numbers.values() for row in rows.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
