@@ -42,6 +42,12 @@ class Study:
 
 
 _LEVELS = {"channels": [8, 16, 32, 64, 128], "strides": [2, 2, 2, 2]}
+_CLASSIFIERS = {
+    "classic CNN": {"name": "cnn"},
+    "ResNet-18": {"name": "resnet18"},
+    "DenseNet-121": {"name": "densenet121"},
+    "ViT": {"name": "vit"},
+}
 STUDIES = {
     "hippocampus": Study(
         "pooled",
@@ -64,15 +70,8 @@ STUDIES = {
     "vessels": Study(
         "pooled", {"U-Net": {"name": "unet"}, "TransUNet": {"name": "transunet"}, "Swin-UNet": {"name": "swin_unet"}}
     ),
-    "pneumonia": Study(
-        "pooled",
-        {
-            "classic CNN": {"name": "cnn"},
-            "ResNet-18": {"name": "resnet18"},
-            "DenseNet-121": {"name": "densenet121"},
-            "ViT": {"name": "vit"},
-        },
-    ),
+    "pneumonia": Study("pooled", _CLASSIFIERS),
+    "pneumonia-skewed": Study("pooled", _CLASSIFIERS),
     "denoise": Study("pooled", {"Pix2Pix": {"name": "pix2pix", "normalisation": "group"}}),
     "look": Study("none", {"CycleGAN": {"name": "cyclegan", "arguments": {"channels": 8, "blocks": 4}}}),
     "synthesis": Study("none", {"DCGAN": {"name": "dcgan"}}),
