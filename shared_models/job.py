@@ -6,11 +6,14 @@ Unknown keys are refused everywhere; `shared_models.job_file` turns a refusal in
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from shared_models.job_federation import Federation
+from shared_models.job_simulation import Simulation
 from shared_models.job_tasks import Task
 from shared_models.section import Section
 
@@ -25,12 +28,32 @@ class Data(Section):
         "label", description="Manifest column: a mask file, a class name or index, or the target of a translation."
     )
     patient: str = Field("patient", description="Manifest column: the unit of every split and interval.")
+    annotated: str | None = Field(
+        None,
+        description="Segmentation: manifest column with the classes that a case annotates, separated by ';', nothing "
+        "for all; null says that every case annotates all.",
+    )
+    missing_channels: Literal["quarantine", "zeros"] = Field(
+        "quarantine",
+        description="What becomes of a case with an empty cell for one of several images: set aside, or zeros after "
+        "normalisation.",
+    )
     spatial_dims: Literal[2, 3]
     channels: int = Field(1, ge=1, description="Channels of all image columns together.")
     spacing: list[float] | None = Field(None, description="Resample to this spacing in mm; null keeps the file's.")
     crop: list[int] = Field(description="Size of a training patch in voxels; smaller images are padded.")
-    normalisation: Literal["zscore", "percentile", "minmax", "none"] = Field(
-        "zscore", description="Per image and channel; percentile maps the 0.5th to 99.5th percentile to 0..1."
+    normalisation: Literal["zscore", "percentile", "minmax", "none", "window", "landmarks"] = Field(
+        "zscore",
+        description="Per image and channel; percentile maps the 0.5th to 99.5th percentile to 0..1, window the two "
+        "intensities of data.window, landmarks an image's own percentiles to data.landmarks.",
+    )
+    window: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = Field(
+        None, description="For window: the intensities of each channel that become 0 and 1, such as [[-160, 240]]."
+    )
+    landmarks: list[Annotated[list[float], Field(min_length=11, max_length=11)]] | None = Field(
+        None,
+        description="For landmarks: what the percentiles 1, 10, 20, ..., 90, 99 of each channel become (Nyul et al. "
+        "2000); federation.statistics with `harmonise` finds them.",
     )
     max_quarantined: int | None = Field(
         None, ge=0, description="A site with more bad cases than this does not take part; null tolerates any number."
@@ -42,6 +65,18 @@ class Data(Section):
             value = getattr(self, key)
             if value is not None and (len(value) != self.spatial_dims or min(value) <= 0):
                 raise ValueError(f"{key} needs {self.spatial_dims} positive numbers, one per axis; found {value}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_entry_per_channel(self) -> Data:
+        for key in ("window", "landmarks"):
+            rows: list[list[float]] | None = getattr(self, key)
+            if (rows is not None) != (self.normalisation == key):
+                raise ValueError(f"normalisation {key} and data.{key} need each other; leave both out, or neither")
+            if rows is not None and len(rows) != self.channels:
+                raise ValueError(f"{key} needs a row for each of the {self.channels} channels; found {len(rows)}")
+            if any(row != sorted(row) or row[0] == row[-1] for row in rows or []):
+                raise ValueError(f"{key} needs rising numbers in every row; found {rows}")
         return self
 
 
@@ -100,54 +135,6 @@ class Training(Section):
         return self
 
 
-class ServerOptimizer(Section):
-    """Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2; `none` takes the average as it is."""
-
-    name: Literal["none", "momentum", "adam", "yogi", "adagrad"] = "none"
-    learning_rate: float = Field(1.0, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="beta_1.")
-    second_momentum: float = Field(0.99, ge=0, lt=1, description="beta_2 of adam and yogi.")
-    adaptivity: float = Field(1e-3, gt=0, description="tau, added to the root of the second moment.")
-
-
-class Algorithm(Section):
-    """How local work becomes a global model."""
-
-    name: Literal["fedavg"] = "fedavg"
-    server_optimizer: ServerOptimizer = ServerOptimizer()
-
-
-class Share(Section):
-    """Which tensors of a model travel; the others stay at each site and are its own."""
-
-    normalisation: Literal["all", "no_statistics", "nothing"] = Field(
-        "all",
-        description="Of normalisation layers: all; all but running statistics (SiloBN, Andreux et al. 2020); nothing "
-        "(FedBN, Li et al. 2021).",
-    )
-    networks: Literal["all", "generators"] = Field("all", description="Of a GAN: discriminators may stay at home.")
-
-
-class Federation(Section):
-    """The rounds."""
-
-    rounds: int = Field(ge=1)
-    algorithm: Algorithm = Algorithm()
-    share: Share = Share()
-    sites_per_round: int | None = Field(None, ge=1, description="Sites drawn at random each round; null takes all.")
-    quorum: int | None = Field(
-        None, ge=1, description="Updates a round needs; null asks for more than half of the sites drawn."
-    )
-    deadline_seconds: float | None = Field(None, gt=0, description="A reply later than this is left out of its round.")
-    retries: int = Field(2, ge=0, description="How often a round below quorum is tried again before the run stops.")
-
-    @model_validator(mode="after")
-    def _quorum_can_be_met(self) -> Federation:
-        if self.quorum and self.sites_per_round and self.quorum > self.sites_per_round:
-            raise ValueError(f"quorum {self.quorum} can never be met with sites_per_round {self.sites_per_round}")
-        return self
-
-
 class Evaluation(Section):
     """How a model is judged. Shares apply to patients of manifests (or data sets) that have no split of their own."""
 
@@ -156,107 +143,22 @@ class Evaluation(Section):
     every: int = Field(1, ge=0, description="Validate the global model every so many rounds; 0 only after the last.")
     select: str | None = Field(None, description="Validation metric that picks the best round; null: dice or auroc.")
     bootstrap: int = Field(500, ge=0, description="Patient-level bootstrap replicates behind every 95 % interval.")
-
-
-class DecathlonDataset(Section):
-    """Medical Segmentation Decathlon layout: dataset.json, imagesTr/, labelsTr/."""
-
-    name: Literal["decathlon"]
-    task: str = Field(description="The folder, such as Task04_Hippocampus.")
-    columns: str | None = Field(None, description="A CSV in the folder with a `case` column: more columns per case.")
-    unpaired: str | None = Field(
-        None, description="A subfolder whose images/ and labels/ hold further cases, as they come from a source."
+    subgroups: dict[str, Annotated[list[str] | list[float], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="Manifest column: its categories (texts), or edges of bands (rising numbers; [0, 40, 65] is two "
+        "bands, each without its upper edge). Test patients are judged group by group too.",
     )
-
-
-class MedMNISTDataset(Section):
-    """One npz of the MedMNIST collection, 2D or 3D, with its official split."""
-
-    name: Literal["medmnist"]
-    flag: str = Field(description="Such as pneumoniamnist.")
-    size: Literal[28, 64, 128, 224] = 28
-
-
-class FolderDataset(Section):
-    """Any images with a table: a CSV with one row a case, paths relative to it; or one npz with an array per column."""
-
-    name: Literal["folder"]
-    table: str = Field(description="A .csv, or an .npz whose arrays are the columns (images, labels, patient ...).")
-    url: str | None = Field(None, description="Where `table` (or an archive with it) can be fetched from.")
-    sha256: str | None = None
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="Manifest column: column in the table, where the names differ."
-    )
-
-
-class PhantomDataset(Section):
-    """Brain slices made from the MNI152 template: offline, four scanners."""
-
-    name: Literal["phantom"]
-    patients_per_hospital: int = Field(24, ge=4)
-    slices_per_patient: int = Field(2, ge=1)
-    size: int = Field(96, ge=32)
-
-
-Dataset = Annotated[DecathlonDataset | MedMNISTDataset | FolderDataset | PhantomDataset, Field(discriminator="name")]
-
-
-class IidPartition(Section):
-    """Patients at random, equally many everywhere."""
-
-    name: Literal["iid"]
-
-
-class DirichletPartition(Section):
-    """Label skew: class shares per hospital drawn from Dirichlet(alpha) (Hsu et al. 2019)."""
-
-    name: Literal["dirichlet"]
-    alpha: float = Field(gt=0)
-    min_patients: int = Field(10, ge=1)
-
-
-class QuantityPartition(Section):
-    """Quantity skew: hospital sizes drawn from Dirichlet(alpha), labels at random."""
-
-    name: Literal["quantity"]
-    alpha: float = Field(gt=0)
-    min_patients: int = Field(10, ge=1)
-
-
-class PathologicalPartition(Section):
-    """Every hospital sees only so many classes (McMahan et al. 2017)."""
-
-    name: Literal["pathological"]
-    classes_per_hospital: int = Field(ge=1)
-
-
-class NaturalPartition(Section):
-    """A column of the data set, such as hospital or scanner, says who is where."""
-
-    name: Literal["natural"]
-    column: str
-
-
-Partition = Annotated[
-    IidPartition | DirichletPartition | QuantityPartition | PathologicalPartition | NaturalPartition,
-    Field(discriminator="name"),
-]
-
-
-class Simulation(Section):
-    """Which public data set, and who gets which patient."""
-
-    dataset: Dataset
-    partition: Partition
-    hospitals: int | None = Field(None, ge=1, description="Not for a natural partition, where the column says it.")
+    subgroup_patients: int = Field(5, ge=1, description="A group of fewer patients at a site is not told.")
 
     @model_validator(mode="after")
-    def _number_of_hospitals(self) -> Simulation:
-        natural = self.partition.name == "natural"
-        if natural and self.hospitals is not None:
-            raise ValueError("a natural partition takes its hospitals from the column: leave out `hospitals`")
-        if not natural and self.hospitals is None:
-            raise ValueError(f"a {self.partition.name} partition needs `hospitals`, their number")
+    def _groups_are_apart(self) -> Evaluation:
+        for column, groups in self.subgroups.items():
+            if isinstance(groups[0], str):
+                if len({*groups, "other"}) <= len(groups):
+                    text = f"subgroups.{column}: every category once, and not 'other', which is what fits none"
+                    raise ValueError(f"{text}; found {groups}")
+            elif len(groups) < 2 or not all(low < high for low, high in itertools.pairwise(groups)):
+                raise ValueError(f"subgroups.{column} needs at least two rising edges, or texts; found {groups}")
         return self
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shared_models import yaml_file, zoo
+from shared_models import compatibility, yaml_file, zoo
 from shared_models.errors import BadInput
 from shared_models.job import Job
+from shared_models.job_scanners import misfit
 from shared_models.job_sentences import Path as KeyPath
 from shared_models.job_sentences import Refusal, nearest, refusals
-from shared_models.zoo.entry import Entry
 
 
 def load_job(path: Path) -> Job:
@@ -62,38 +62,19 @@ def check_meaning(job: Job) -> list[Refusal]:
     found = [Refusal(path, "expected a finite number") for path in _not_finite(job.model_dump())]
     found += _names(job)
     found += _numbers(job)
+    found += _intensities(job)
+    found += _differences(job)
+    found += _missing_parts(job)
     if job.model.name in zoo.MODELS:
         found += refusals(zoo.MODELS[job.model.name], job.model.arguments, at=("model", "arguments"))
     elif hint := nearest(job.model.name, list(zoo.MODELS)):
         found.append(Refusal(("model", "name"), f"there is no model '{job.model.name}'{hint}"))
     if not found:
         try:
-            found += _model(job, zoo.check(job))
+            found += compatibility.check(job, zoo.check(job))
         except BadInput as error:
             found.append(_refusal_of(error))
     return found
-
-
-def _model(job: Job, entry: Entry) -> Iterator[Refusal]:
-    """What the rest of the job asks of a network that cannot give it."""
-    name, share, training = job.model.name, job.federation.share, job.training
-    if share.networks == "generators" and entry.family != "GAN":
-        path = ("federation", "share", "networks")
-        yield Refusal(path, f"'{name}' has no discriminators that could stay at the sites; expected 'all'")
-    if share.normalisation == "nothing" and job.model.pretrained is not None:
-        text = "with model.pretrained, the file's normalisation would be lost at the sites: expected 'all'"
-        yield Refusal(("federation", "share", "normalisation"), text)
-    batch = (job.model.normalisation or entry.normalisation) == "batch"
-    remedy = "set model.normalisation to instance or group, or leave this out"
-    if training.accumulate > 1 and batch:
-        text = f"batch normalisation would see parts of a batch, which is not the same step: {remedy}"
-        yield Refusal(("training", "accumulate"), text)
-    if training.gradient_checkpointing and type(entry).checkpointed is Entry.checkpointed:
-        text = f"'{name}' has no blocks to compute again; leave this out, or make data.crop or batch_size smaller"
-        yield Refusal(("training", "gradient_checkpointing"), text)
-    elif training.gradient_checkpointing and batch:
-        text = f"batch normalisation would count every image twice: {remedy}"
-        yield Refusal(("training", "gradient_checkpointing"), text)
 
 
 def _pretrained(job: Job, folder: Path) -> list[Refusal]:
@@ -124,12 +105,20 @@ def _columns(job: Job) -> Iterator[Refusal]:
         yield Refusal(("data", "images"), text)
     taken = {column: "one of data.images" for column in job.data.images}
     roles: dict[KeyPath, str] = {("data", "label"): job.data.label, ("data", "patient"): job.data.patient}
+    if job.data.annotated is not None:
+        roles["data", "annotated"] = job.data.annotated
     if job.mask_column:
         roles["task", "how", "mask"] = job.mask_column
     for path, column in roles.items():
         if column in taken and not (noisy and path == ("data", "label")):
             yield Refusal(path, f"column '{column}' is {taken[column]} already")
         taken.setdefault(column, ".".join(map(str, path)))
+    for column in sorted(job.evaluation.subgroups.keys() & {*taken, "case", "split"}):
+        role = taken.get(column, "one that every manifest has")
+        text = f"column '{column}' is {role}; name a column that describes patients"
+        yield Refusal(("evaluation", "subgroups"), text)
+    if job.evaluation.subgroups and job.task.kind == "synthesis":
+        yield Refusal(("evaluation", "subgroups"), "synthesis judges images that are nobody's; leave this out")
 
 
 def _numbers(job: Job) -> Iterator[Refusal]:
@@ -154,6 +143,94 @@ def _numbers(job: Job) -> Iterator[Refusal]:
     if partition.name == "pathological" and partition.classes_per_hospital > classes:
         path = ("simulation", "partition", "classes_per_hospital")
         yield Refusal(path, f"{partition.classes_per_hospital} classes of only {classes} (task.classes)")
+
+
+def _intensities(job: Job) -> Iterator[Refusal]:
+    """One scale for all images would be that of a translation's target, too, which has another one."""
+    if job.task.label != "image":
+        return
+    if job.data.normalisation in ("window", "landmarks"):
+        text = f"{job.data.normalisation} is of the source, and the target has other intensities: expected percentile"
+        yield Refusal(("data", "normalisation"), text)
+    if job.federation.statistics and job.federation.statistics.harmonise:
+        text = "the landmarks are of the source, and the target has other intensities: leave this out"
+        yield Refusal(("federation", "statistics", "harmonise"), text)
+
+
+def _differences(job: Job) -> Iterator[Refusal]:
+    """Scanners, annotators and faults that do not fit the data or the task, and hospitals that there are not."""
+    if job.simulation is None:
+        return
+    if job.simulation.hospitals is not None:
+        known = [f"hospital-{number}" for number in range(1, job.simulation.hospitals + 1)]
+        for path, text in job.simulation.unknown_hospitals(known):
+            yield Refusal(path, text)
+    scanners = job.simulation.scanners
+    for name, chain in (scanners.by_hospital or {} if scanners else {}).items():
+        for place, effect in enumerate(chain):
+            if why := misfit(effect, job.data.spatial_dims, job.data.channels // len(job.data.images)):
+                yield Refusal(("simulation", "scanners", "by_hospital", name, place), why)
+    for name, annotator in job.simulation.annotators.items():
+        path = ("simulation", "annotators", name)
+        if annotator.masks and job.task.kind != "segmentation":
+            yield Refusal((*path, "masks"), f"a {job.task.kind} task has no masks to learn from; leave this out")
+        if annotator.mislabelled and (job.task.kind != "classification" or len(job.task.classes) < 2):
+            text = f"a {job.task.kind} task of {len(job.task.classes)} class(es) has none to confuse; leave this out"
+            yield Refusal((*path, "mislabelled"), text)
+    for name, fault in job.simulation.faulty.items():
+        path, rounds = ("simulation", "faulty", name), job.federation.rounds
+        if fault.kind != "label_flip":
+            if fault.from_round > rounds:
+                yield Refusal((*path, "from_round"), f"round {fault.from_round} of only {rounds} (federation.rounds)")
+        elif job.task.label == "image":
+            yield Refusal((*path, "kind"), f"a {job.task.kind} task has no classes to flip; choose another kind")
+        elif job.task.label == "mask" and len(job.task.classes) < 3:
+            text = "flipping masks needs two classes beside the background; choose another kind"
+            yield Refusal((*path, "kind"), text)
+
+
+def _missing_parts(job: Job) -> Iterator[Refusal]:
+    """Organs that are not annotated, images that are not taken, and classes that hospitals lack."""
+    data, simulation, kind = job.data, job.simulation, job.task.kind
+    if data.annotated is not None and kind != "segmentation":
+        yield Refusal(("data", "annotated"), f"only masks are annotated in part; leave this out for {kind}")
+    if data.missing_channels == "zeros" and len(data.images) < 2:
+        yield Refusal(("data", "missing_channels"), "zeros needs several data.images, one of which is always there")
+    if simulation is None:
+        return
+    organs = job.task.classes[1:]
+    if simulation.partly_labelled and (kind != "segmentation" or len(organs) < 2):
+        text = "expected a segmentation task with at least two classes beside the background; leave this out"
+        yield Refusal(("simulation", "partly_labelled"), text)
+    elif simulation.partly_labelled != "rotate":
+        yield from _of(organs, simulation.partly_labelled, "partly_labelled", "a class beside the background")
+        nobody = set(organs) - {name for own in simulation.partly_labelled.values() for name in own}
+        if nobody and len(simulation.partly_labelled) == simulation.hospitals:
+            yield Refusal(("simulation", "partly_labelled"), f"no hospital annotates {', '.join(sorted(nobody))}")
+    yield from _of(data.images, simulation.missing_channels, "missing_channels", "one of data.images", all_but_one=True)
+    if simulation.missing_channels and data.missing_channels != "zeros":
+        text = "their cases would be set aside: set data.missing_channels to zeros, or leave this out"
+        yield Refusal(("simulation", "missing_channels"), text)
+    if simulation.missing_classes and kind != "classification":
+        yield Refusal(("simulation", "missing_classes"), f"a {kind} task has no class for a case; leave this out")
+    else:
+        classes = job.task.classes
+        yield from _of(classes, simulation.missing_classes, "missing_classes", "one of task.classes", all_but_one=True)
+
+
+def _of(
+    names: list[str], by_hospital: dict[str, list[str]], key: str, what: str, all_but_one: bool = False
+) -> Iterator[Refusal]:
+    """A list of `names` for each hospital, neither empty nor, with `all_but_one`, all of them."""
+    for hospital, own in by_hospital.items():
+        path = ("simulation", key, hospital)
+        odd = next((name for name in own if name not in names), None)
+        if odd is not None:
+            yield Refusal(path, f"'{odd}' is not {what}: {', '.join(names)}")
+        elif not own:
+            yield Refusal(path, "the list is empty; name at least one, or leave the hospital out")
+        elif all_but_one and set(own) == set(names):
+            yield Refusal(path, f"nothing is left of {', '.join(names)}; leave one out")
 
 
 def _not_finite(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:

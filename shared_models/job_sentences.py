@@ -133,7 +133,8 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
             path.append(step)
             inner = typing.get_args(_without_none(annotation))
             annotation = inner[-1] if inner else None
-        field = FieldInfo(annotation=annotation)
+        field = FieldInfo.from_annotation(annotation)  # an entry may have bounds, or a key that tells sections apart
+        annotation = field.annotation
     return _Place(tuple(path), annotation, field.metadata, parent)
 
 

@@ -74,6 +74,14 @@ def parse(
     raise BadInput("\n".join(f"{source}:{line}: {_dotted(refusal)}" for line, refusal in lines))
 
 
+def read_values(text: str, source: str, *, kind: str, example: str) -> dict[Any, Any]:
+    """The values of a text that no model has looked at yet; arguments and errors as of `parse`."""
+    root, values = _read_yaml(text, source, kind, example)
+    if found := list(_duplicates(root)):
+        raise BadInput(f"{source}:{_line(root, found[0].path)}: {_dotted(found[0])}")
+    return values
+
+
 def dump(values: dict[str, Any]) -> str:
     """The values as YAML that `parse` reads back as they are."""
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

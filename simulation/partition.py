@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared_models.errors import BadInput
-from shared_models.job import DirichletPartition, Job, NaturalPartition, PathologicalPartition, QuantityPartition
+from shared_models.job import Job
+from shared_models.job_simulation import DirichletPartition, NaturalPartition, PathologicalPartition, QuantityPartition
 from shared_models.seeds import derive_seed
 from simulation.datasets.source import SourceCase
 

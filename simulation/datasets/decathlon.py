@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 
 from shared_models.errors import BadInput
-from shared_models.job import DecathlonDataset, Job
+from shared_models.job import Job
+from shared_models.job_simulation import DecathlonDataset
 from simulation.datasets.fetch import fetch_archive
 from simulation.datasets.files import cache_folder
 from simulation.datasets.source import SourceCase

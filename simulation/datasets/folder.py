@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 from shared_models.errors import BadInput
-from shared_models.job import FolderDataset, Job
+from shared_models.job import Job
+from shared_models.job_simulation import FolderDataset
 from simulation.datasets.fetch import ARCHIVES, fetch, fetch_archive
 from simulation.datasets.files import cache_folder
 from simulation.datasets.source import (

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from shared_models.errors import BadInput
-from shared_models.job import Job, MedMNISTDataset
+from shared_models.job import Job
+from shared_models.job_simulation import MedMNISTDataset
 from simulation.datasets.fetch import fetch
 from simulation.datasets.files import cache_folder
 from simulation.datasets.source import SourceCase, array_shape, label_keys, labels_as_text, read_array

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from shared_models.errors import BadInput
-from shared_models.job import Job, PhantomDataset
+from shared_models.job import Job
+from shared_models.job_simulation import PhantomDataset
 from shared_models.seeds import derive_seed
 from simulation.datasets.files import cache_folder, new_file
 from simulation.datasets.source import SourceCase, read_array

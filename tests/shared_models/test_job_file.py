@@ -288,3 +288,30 @@ def test_the_example_passes_and_shows_every_key(task: str):
     job = load_job(path)
     assert job.task.kind == task
     assert _keys(yaml.safe_load(dump_job(job))) == _keys(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("simulation", "sentence"),
+    [
+        ("participation: {hospital-9: {joins: 2}}", "simulation.participation: there is no hospital 'hospital-9'"),
+        ("participation: {hospital-1: {joins: 4, leaves: 4}}", "leaves in round 4, but joins in round 4"),
+        ("participation: {hospital-1: {answers: 0}}", "hospital-1.answers: expected a number > 0 and <= 1, found 0"),
+        ("faulty: {hospital-1: {kind: sign_flap}}", "faulty.hospital-1.kind: expected one of sign_flip, scaling,"),
+        (
+            "faulty: {hospital-1: {kind: stale, strength: 2}}",
+            "unknown key; known in simulation.faulty.hospital-1: from",
+        ),
+        ("faulty: {hospital-1: {kind: noise, from_round: 99}}", "hospital-1.from_round: round 99 of only"),
+        ("faulty: {hospital-1: {kind: label_flip}}", "hospital-1.kind: flipping masks needs two classes beside"),
+    ],
+)
+def test_hospitals_that_cannot_be_so_are_refused(simulation: str, sentence: str):
+    values = yaml.safe_load(JOB)
+    values["task"] = {"kind": "segmentation", "classes": ["background", "organ"]}
+    values["simulation"] = {
+        "dataset": {"name": "decathlon", "task": "Task04_Hippocampus"},
+        "partition": {"name": "iid"},
+        "hospitals": 3,
+        **yaml.safe_load(simulation),
+    }
+    assert sentence in complaint(yaml.safe_dump(values))
