@@ -1,13 +1,14 @@
-"""The tensors of a model that stay at a site: kept from round to round, and the initial ones before the first.
+"""What stays at a site from round to round: its own part of the model, and what the algorithm keeps for it.
 
-They are kept by round, because a run that was killed goes on from an earlier one, and because the model of the best
-round is judged with what the site had then.
+It is kept by round, because a run that was killed goes on from an earlier one, and because the model of the best round
+is judged with what the site had then.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.numpy import load as load_safetensors
@@ -22,33 +23,79 @@ from shared_models.weights import Weights, load, own
 from shared_models.zoo import build
 
 _NAME = re.compile(r"round-(\d{6})\.safetensors")
+_MODEL, _ALGORITHM, _PERSONAL = "model/", "algorithm/", "personal/"  # what a tensor in a file is
 
 
-def keep_own(network: nn.Module, site: Site, job: Job, round_number: int) -> None:
-    """Writes what stays of a network behind a round of training; nothing where all of it travels."""
-    tensors = own(network, job.federation.share)
+@dataclass(frozen=True)
+class Own:
+    """What a site has behind a round."""
+
+    model: Weights = field(default_factory=dict)
+    """The tensors of the model that stay, see `shared_models.weights.own`."""
+    algorithm: Weights = field(default_factory=dict)
+    """See `Algorithm.contribution`, `Contribution.kept`."""
+    personal: Weights = field(default_factory=dict)
+    """The whole of a model that is this site's alone."""
+
+
+def keep_own(own: Own, site: Site, round_number: int, best_round: int) -> None:
+    """Writes what a site has behind a round, and drops what nobody will ask for again.
+
+    Args:
+        best_round: of the federation so far, which its last model may be judged with; 0 before the first.
+    """
+    tensors = {
+        prefix + name: array
+        for prefix, part in ((_MODEL, own.model), (_ALGORITHM, own.algorithm), (_PERSONAL, own.personal))
+        for name, array in part.items()
+    }
     if not tensors:
         return
     site.own.mkdir(parents=True, exist_ok=True)
     with whole_file(site.own / f"round-{round_number:06d}.safetensors") as file:
         file.write(save(tensors))
-    if job.federation.share.normalisation == "all":  # discriminators: no model is judged with them, and they are large
-        for number, path in _kept(site.own).items():
-            if number < round_number - 1:
-                path.unlink(missing_ok=True)
+    kept = _kept(site.own)
+    # The best round, or the last before it that this site took part in; and what a resumed run may go back to.
+    best = max((number for number in kept if number <= best_round), default=0)
+    for number, path in kept.items():
+        if number < round_number - 1 and number != best:
+            path.unlink(missing_ok=True)
 
 
-def load_own(network: nn.Module, site: Site, job: Job, round_number: int) -> None:
-    """Writes what the site had behind a round, or behind the last that it took part in before, into the network.
+def read_own(site: Site, job: Job, round_number: int) -> Own:
+    """What the site had behind a round, or behind the last that it took part in before; at first the initial model's.
 
     Raises:
         BadInput: a file is damaged.
     """
-    if not _initial(job.canonical_json()):
-        return
     past = {number: path for number, path in _kept(site.own).items() if number <= round_number}
-    tensors = _read(past[max(past)]) if past else _initial(job.canonical_json())
-    load(network, tensors, job.federation.share)
+    if not past:
+        return Own(model=_initial(job.canonical_json()))
+    tensors = _read(past[max(past)])
+    parts = [
+        {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+        for prefix in (_MODEL, _ALGORITHM, _PERSONAL)
+    ]
+    return Own(*parts)
+
+
+def load_own(network: nn.Module, site: Site, job: Job, round_number: int) -> None:
+    """Writes the site's own part of the model behind a round into the network; nothing where all of it travels.
+
+    Raises:
+        BadInput: a file is damaged.
+    """
+    if _initial(job.canonical_json()):
+        load(network, read_own(site, job, round_number).model, job.federation.share)
+
+
+def personal_model(site: Site, job: Job, round_number: int) -> Weights | None:
+    """The site's personal model behind a round, whole; None where the algorithm has none.
+
+    Raises:
+        BadInput: a file is damaged.
+    """
+    return read_own(site, job, round_number).personal or None
 
 
 def _kept(folder: Path) -> dict[int, Path]:

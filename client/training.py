@@ -17,6 +17,8 @@ from client.data.augment import augmentation
 from client.data.dataset import SiteData
 from client.data.manifest import Case
 from client.data.patches import random_patch
+from shared_models.algorithms import FedAvg
+from shared_models.algorithms.local_round import LocalRound
 from shared_models.faults import Fault
 from shared_models.job import Job
 from shared_models.seeds import derive_seed
@@ -70,11 +72,13 @@ def train_round(
     site: str,
     round_number: int,
     steps: int | None = None,
+    local: LocalRound | None = None,
 ) -> Progress:
     """One round of local training, in place; every draw derives from job seed, site name and round.
 
     Args:
         steps: optimiser steps instead of the job's local epochs or steps.
+        local: what a federated algorithm's site half needs; without one, the steps are those of the task alone.
 
     Raises:
         BadInput: the loss is no longer finite, or there is no case to train on.
@@ -91,22 +95,49 @@ def train_round(
     rng = np.random.default_rng(derive_seed(job.seed, "batches", site, round_number))
     augment = augmentation(job, derive_seed(job.seed, "augmentation", site, round_number))
     scaler = torch.amp.GradScaler(device.type, enabled=_half(job, device) is torch.float16)
+    local = local or LocalRound(network, job, FedAvg())
+    local.cases, local.planned_steps = len(cases), _planned(len(cases), job, steps)
+    local.learning_rate = learning_rate(job, round_number)
+    if local.algorithm.needs_initial_loss:
+        local.initial_loss = _initial_loss(network, cases, data, job, task)
+    local.algorithm.begin(local)
     network.train()
-    total, done = torch.zeros((), device=device), 0
+    total = torch.zeros((), device=device)
     labels = [case.label for case in cases] if task.mixes_labels else [""] * len(cases)
-    for indices in _batches(labels, job, rng, steps):
+    for indices in _batches(labels, job, rng, local.planned_steps):
         samples = [data.load(cases[index]) for index in indices]
         if augment:
             samples = [augment(sample) for sample in samples]
         patches = [random_patch(sample, job, rng) for sample in samples]
-        losses = _step(network, optimizers, scaler, _parts(patches, job, device), job, task)
+        losses = _step(local, optimizers, scaler, _parts(patches, job, device), task)
         total += losses[0]
-        done += 1
-    mean = float(total) / done
+        local.steps += 1
+    mean = float(total) / local.steps
     if not math.isfinite(mean):
         text = f"the training loss in round {round_number} is {mean}; lower the learning rate"
         raise Fault(text, "diverged", round=round_number)
-    return Progress(len(cases), done, mean, time.monotonic() - began)
+    return Progress(len(cases), local.steps, mean, time.monotonic() - began)
+
+
+def _planned(cases: int, job: Job, steps: int | None) -> int:
+    """Optimiser steps of a round."""
+    per_epoch = math.ceil(cases / job.training.batch_size)
+    return steps or job.training.local_steps or per_epoch * (job.training.local_epochs or 1)
+
+
+@torch.no_grad()
+def _initial_loss(network: nn.Module, cases: Sequence[Case], data: SiteData, job: Job, task: Task) -> float:
+    """The mean loss of the network as it stands over the training cases, a patch from each."""
+    device, size = next(network.parameters()).device, job.training.batch_size
+    rng = np.random.default_rng(derive_seed(job.seed, "initial_loss"))
+    network.eval()
+    total = 0.0
+    for start in range(0, len(cases), size):
+        patches = [random_patch(data.load(case), job, rng) for case in cases[start : start + size]]
+        for part in _parts(patches, job, device):
+            with _autocast(job, device):
+                total += float(task.step_loss(network, part, "network")) * len(part["image"])
+    return total / len(cases)
 
 
 def _parts(patches: Sequence[dict[str, Any]], job: Job, device: torch.device) -> list[Batch]:
@@ -115,7 +146,11 @@ def _parts(patches: Sequence[dict[str, Any]], job: Job, device: torch.device) ->
     return [
         {
             "image": _images(patches[start : start + size], job, device),
-            "label": torch.stack([patch["label"] for patch in patches[start : start + size]]).to(device),
+            **{
+                key: torch.stack([patch[key] for patch in patches[start : start + size]]).to(device)
+                for key in ("label", "annotated")
+                if key in patches[0]
+            },
         }
         for start in range(0, len(patches), size)
     ]
@@ -135,12 +170,7 @@ def memory_layout(job: Job) -> torch.memory_format:
 
 
 def _step(
-    network: nn.Module,
-    optimizers: Optimizers,
-    scaler: torch.amp.GradScaler,
-    parts: Sequence[Batch],
-    job: Job,
-    task: Task,
+    local: LocalRound, optimizers: Optimizers, scaler: torch.amp.GradScaler, parts: Sequence[Batch], task: Task
 ) -> list[Tensor]:
     """One optimiser step of every player in turn; returns their losses."""
     device, size = parts[0]["image"].device, sum(len(part["image"]) for part in parts)
@@ -149,23 +179,25 @@ def _step(
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for part in parts:
-            with _autocast(job, device):
-                loss = task.step_loss(network, part, player) * (len(part["image"]) / size)
+            with _autocast(local.job, device):
+                loss = local.algorithm.step_loss(local, task, part, player) * (len(part["image"]) / size)
             scaler.scale(loss).backward()
             total += loss.detach()
+        scaler.unscale_(optimizer)  # an algorithm acts on gradients as they are
+        with torch.no_grad():
+            local.algorithm.correct_gradients(local)
         scaler.step(optimizer)
         losses.append(total)
     scaler.update()
     return losses
 
 
-def _batches(labels: Sequence[str], job: Job, rng: np.random.Generator, steps: int | None) -> Iterator[Sequence[int]]:
-    """Indices batch by batch: every case once per pass, in batches of nearly equal size and mixture of labels.
+def _batches(labels: Sequence[str], job: Job, rng: np.random.Generator, wanted: int) -> Iterator[Sequence[int]]:
+    """Indices of so many batches: every case once per pass, in batches of nearly equal size and mixture of labels.
 
     Equal sizes, because a last batch of one case has no variance for batch norm to divide by.
     """
     per_pass = math.ceil(len(labels) / job.training.batch_size)
-    wanted = steps or job.training.local_steps or per_pass * (job.training.local_epochs or 1)
     while wanted > 0:
         order = rng.permutation(len(labels)).tolist()
         if len(set(labels)) > 1:

@@ -24,6 +24,8 @@ from shared_models.errors import BadInput, RunStopped
 from shared_models.files import whole_file
 from shared_models.weights import Weights, fingerprint
 
+ALGORITHM = "algorithm"  # beside the names of moments
+
 
 @dataclass
 class RunState:
@@ -35,6 +37,10 @@ class RunState:
     fingerprint: str = ""
     best_round: int | None = None
     best_value: float | None = None
+    without_better: int = 0
+    """Validations since the best one."""
+    algorithm: Weights = field(default_factory=dict)
+    """The server's tensors of the algorithm, see `Algorithm.initial_state`."""
 
 
 class CheckpointStore:
@@ -55,16 +61,19 @@ class CheckpointStore:
         tensors = {f"weights/{name}": array for name, array in state.weights.items()}
         for moment, arrays in state.moments.items():
             tensors |= {f"{moment}/{name}": array for name, array in arrays.items()}
+        tensors |= {f"{ALGORITHM}/{name}": array for name, array in state.algorithm.items()}
         name = f"round-{state.round:05d}"
         note = {
             "round": state.round,
             "best_round": state.best_round,
             "best_value": state.best_value,
+            "without_better": state.without_better,
             "job_hash": self._job_hash,
             "events_size": events_size,
             "fingerprints": {
                 "weights": state.fingerprint,
                 **{moment: fingerprint(arrays) for moment, arrays in state.moments.items()},
+                ALGORITHM: fingerprint(state.algorithm),
             },
         }
         write_atomically(self.folder / f"{name}.safetensors", to_safetensors(tensors))
@@ -106,17 +115,19 @@ class CheckpointStore:
         moments = self._tensors(note["round"], note["fingerprints"])
         state = RunState(
             weights=moments.pop("weights"),
+            algorithm=moments.pop(ALGORITHM),
             moments=moments,
             round=note["round"],
             fingerprint=note["fingerprints"]["weights"],
             best_round=note["best_round"],
             best_value=note["best_value"],
+            without_better=note["without_better"],
         )
         self._best_before = state.best_round
         return state, int(note["events_size"])
 
     def _tensors(self, round_number: int, fingerprints: dict[str, str]) -> dict[str, Weights]:
-        """The tensors of a checkpoint by group: `weights`, and the moments of the server optimiser."""
+        """The tensors of a checkpoint by group: `weights`, the algorithm's, the moments of the server optimiser."""
         content = (self.folder / f"round-{round_number:05d}.safetensors").read_bytes()
         groups: dict[str, Weights] = {group: {} for group in fingerprints}
         for key, array in parse_safetensors(content).items():

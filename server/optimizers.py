@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from shared_models.job import ServerOptimizer
+from shared_models.algorithms import ServerOptimizer
 from shared_models.weights import Weights
 
 Moments = dict[str, Weights]  # "first" and "second" moment -> tensor name -> values

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from shared_models.errors import BadInput
-from shared_models.job import Share
+from shared_models.job_federation import Share
 
 Kind = Literal["shared", "norm", "head", "statistic", "constant", "alias"]
 Weights = dict[str, NDArray[np.float32]]
@@ -70,6 +70,7 @@ def schema(network: nn.Module, share: Share = EVERYTHING) -> list[TensorInfo]:
         owner = owners[name]
         kind: Kind = "alias" if id(tensor) in seen else _kind(tensor, owner, id(owner) in heads)
         travels = kind not in ("constant", "alias") and not name.startswith(at_home) and _shared(kind, owner, share)
+        travels = travels and not (share.heads == "nothing" and id(owner) in heads)
         entries.append(TensorInfo(name, kind, tuple(tensor.shape), _dtype(tensor), travels))
         seen.add(id(tensor))
     return entries
@@ -93,6 +94,11 @@ def _shared(kind: Kind, owner: nn.Module, share: Share) -> bool:
 
 def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def running_norms(network: nn.Module) -> list[_NormBase]:
+    """The normalisation layers that keep a running mean and variance, and use them when the network is judged."""
+    return [module for module in network.modules() if isinstance(module, _NormBase) and module.track_running_stats]
 
 
 def travelling(network: nn.Module, share: Share = EVERYTHING) -> Weights:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from client.own_tensors import keep_own, load_own
+from client.own_tensors import Own, keep_own, load_own, personal_model, read_own
 from client.site import Site
 from shared_models.errors import BadInput
 from shared_models.job import Job
-from shared_models.weights import own
+from shared_models.weights import own, travelling
 from shared_models.zoo import build
 
 
@@ -41,6 +42,11 @@ def filled(value: float, job: Job = FEDBN) -> torch.nn.Module:
     return network
 
 
+def kept(value: float, site: Site, number: int, best_round: int = 0, job: Job = FEDBN) -> None:
+    tensors = {name: array.copy() for name, array in own(filled(value, job), job.federation.share).items()}
+    keep_own(Own(model=tensors), site, number, best_round)
+
+
 def weight_of(network, job=FEDBN) -> float:
     return next(float(array.flat[0]) for name, array in own(network, job.federation.share).items() if "weight" in name)
 
@@ -48,28 +54,46 @@ def weight_of(network, job=FEDBN) -> float:
 def test_a_site_finds_what_it_had_behind_a_round_or_the_last_before_it(tmp_path):
     site, network = site_in(tmp_path / "north"), build(FEDBN)
     for number in (1, 2, 5):
-        keep_own(filled(number), site, FEDBN, number)
-    for asked, expected in ((1, 1.0), (2, 2.0), (4, 2.0), (9, 5.0)):
+        kept(number, site, number, best_round=2)
+    for asked, expected in ((2, 2.0), (4, 2.0), (9, 5.0)):
         load_own(network, site, FEDBN, asked)
         assert weight_of(network) == expected
 
 
 def test_before_its_first_round_a_site_has_the_initial_tensors_whatever_the_network_held(tmp_path):
-    keep_own(filled(7.0), site_in(tmp_path / "north"), FEDBN, 1)
+    kept(7.0, site_in(tmp_path / "north"), 1)
     network = filled(7.0)
     load_own(network, site_in(tmp_path / "south"), FEDBN, 3)
     assert weight_of(network) == 1.0
 
 
+def test_only_the_best_round_and_those_that_a_resumed_run_may_go_back_to_are_kept(tmp_path):
+    site = site_in(tmp_path / "north")
+    for number, best_round in ((1, 0), (2, 1), (4, 2), (5, 3), (6, 3)):
+        kept(number, site, number, best_round)
+    # Round 3 was the best, and the site was not in it: it is judged with what it had behind round 2.
+    assert sorted(path.stem for path in site.own.iterdir()) == ["round-000002", "round-000005", "round-000006"]
+
+
+def test_what_an_algorithm_keeps_and_a_personal_model_come_back_apart(tmp_path):
+    site = site_in(tmp_path / "north")
+    whole = travelling(filled(3.0))
+    keep_own(Own(algorithm={"control/w": np.ones(2, np.float32)}, personal=whole), site, 1, 0)
+    found = read_own(site, FEDBN, 1)
+    assert found.algorithm["control/w"].tolist() == [1.0, 1.0]
+    assert personal_model(site, FEDBN, 1).keys() == whole.keys()
+    assert personal_model(site_in(tmp_path / "south"), FEDBN, 1) is None
+
+
 def test_a_job_that_shares_everything_writes_nothing(tmp_path):
     site, job = site_in(tmp_path), job_that_shares()
-    keep_own(filled(2.0, job), site, job, 1)
+    kept(2.0, site, 1, job=job)
     assert not site.own.exists()
 
 
 def test_a_damaged_file_is_named(tmp_path):
     site = site_in(tmp_path)
-    keep_own(filled(2.0), site, FEDBN, 4)
+    kept(2.0, site, 4)
     path = site.own / "round-000004.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(BadInput, match=r"round-000004\.safetensors cannot be read"):

@@ -10,7 +10,7 @@ import torch
 from client.alone import train_alone
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
-from client.training import _batches, judge_cases, learning_rate, make_optimizers, train_round
+from client.training import _batches, _planned, judge_cases, learning_rate, make_optimizers, train_round
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.tasks import task_of
@@ -78,7 +78,8 @@ def test_the_same_site_and_round_train_the_same_whatever_ran_before(site, tmp_pa
 
 @pytest.mark.parametrize(("cases", "batch"), [(21, 8), (17, 8), (9, 8), (1, 8), (8, 8), (100, 3)])
 def test_a_pass_takes_every_case_once_and_makes_no_batch_of_one(cases, batch):
-    batches = list(_batches([""] * cases, make_job(batch_size=batch, local_epochs=2), np.random.default_rng(0), None))
+    job = make_job(batch_size=batch, local_epochs=2)
+    batches = list(_batches([""] * cases, job, np.random.default_rng(0), _planned(cases, job, None)))
     assert Counter(index for indices in batches for index in indices) == Counter(list(range(cases)) * 2)
     assert max(map(len, batches)) <= batch
     assert min(map(len, batches)) > 1 or cases == 1

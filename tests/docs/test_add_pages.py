@@ -1,4 +1,4 @@
-"""The pages on adding a model, a task and a data set, done word by word in a copy of the tree."""
+"""The pages on adding a model, a task, an algorithm and a data set, done word by word in a copy of the tree."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def in_tree(tree: Path, command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["adding-a-model", "adding-a-task", "adding-a-data-set"])
+@pytest.mark.parametrize("name", ["adding-a-model", "adding-a-task", "adding-an-algorithm", "adding-a-data-set"])
 def test_a_page_can_be_followed(tree, name):
     page = DOCS / f"{name}.md"
     touched = follow(page, tree)
@@ -102,6 +102,17 @@ def test_the_page_on_tasks_adds_a_task(tree, lesions):
     assert report["task"] == "grading" and report["headline_metric"] == "kappa"
     kappa = report["models"]["federated"]["all"]["kappa"]
     assert kappa["low"] <= kappa["value"] <= kappa["high"] and kappa["n"] == 16
+
+
+@pytest.mark.system
+def test_the_page_on_algorithms_adds_an_algorithm(tree, lesions):
+    page = DOCS / "adding-an-algorithm.md"
+    plain = simulate(tree, JOB | {"federation": {"rounds": 2}}, lesions)
+    (tree / "run").rename(tree / "plain")
+    follow(page, tree)
+    report = simulate(tree, JOB | yaml.safe_load(yaml_of(page)), lesions)
+    assert report["run"]["fingerprint"] != plain["run"]["fingerprint"]
+    assert {row["site"] for row in report["participation"] if row["status"] == "used"} == {"hospital-1", "hospital-2"}
 
 
 @pytest.mark.system

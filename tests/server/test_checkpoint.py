@@ -11,7 +11,8 @@ from shared_models.weights import fingerprint
 def state(number, best=None):
     weights = {"a": np.full((3, 2), number, np.float32), "b": np.array(0.5, np.float32)}
     moments = {"first": {"a": np.full((3, 2), -number, np.float32)}}
-    return RunState(weights, moments, number, fingerprint(weights), best, 0.75)
+    control = {"control/a": weights["a"] + np.float32(1)}
+    return RunState(weights, moments, number, fingerprint(weights), best, 0.75, without_better=2, algorithm=control)
 
 
 def fail(sentence):
@@ -29,6 +30,8 @@ def test_what_was_saved_comes_back(tmp_path):
     assert (loaded.round, loaded.best_round, loaded.best_value, events_size) == (2, 1, 0.75, 20)
     assert fingerprint(loaded.weights) == fingerprint(state(2).weights)
     np.testing.assert_array_equal(loaded.moments["first"]["a"], state(2).moments["first"]["a"])
+    assert loaded.moments.keys() == state(2).moments.keys() and loaded.without_better == 2
+    np.testing.assert_array_equal(loaded.algorithm["control/a"], state(2).algorithm["control/a"])
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from server.optimizers import step
-from shared_models.job import ServerOptimizer
+from shared_models.algorithms import ServerOptimizer
 
 CURRENT = {"w": np.array([1.0, -2.0, 0.5], np.float32), "running_var": np.array([1.0], np.float32)}
 TARGET = {"w": np.array([1.5, -2.0, 0.0], np.float32), "running_var": np.array([0.2], np.float32)}

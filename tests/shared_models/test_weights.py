@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord
 from torch import nn
 
 from shared_models.errors import BadInput
-from shared_models.job import Share
+from shared_models.job_federation import Share
 from shared_models.weights import fingerprint, from_record, load, own, schema, to_record, travelling
 
 

@@ -172,7 +172,7 @@ def test_identical_sites_give_the_global_model_back_bit_for_bit(form):
     network = perturbed(zoo.build(job_for(form)))
     sent, total = travelling(network), RunningSum()
     for cases in (3, 17, 1009):
-        total.add(from_record(to_record(sent)), cases)
+        total.add(f"site with {cases}", from_record(to_record(sent)), cases)
     mean, expected = total.take_mean(), fingerprint(sent)
     assert fingerprint(mean) == expected
     load(network, mean)

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from shared_models import zoo
 from shared_models.errors import BadInput
-from shared_models.job import Job, Share
+from shared_models.job import Job
+from shared_models.job_federation import Share
 from shared_models.weights import schema
 from shared_models.zoo import pyramid
 from shared_models.zoo.adversarial import Adversarial

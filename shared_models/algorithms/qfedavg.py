@@ -1,0 +1,65 @@
+"""q-FedAvg: Li et al. 2020, "Fair resource allocation in federated learning", algorithm 2.
+
+Sites where the model does badly count more. With Fₖ the loss of the model as it came and L = 1/η, the paper's
+Δₖ = L (w − wₖ), w ← w − Σ Fₖ^q Δₖ / Σ hₖ and hₖ = q Fₖ^(q−1) ‖Δₖ‖² + L Fₖ^q give
+
+    w ← w + (mean(wₖ) − w) / (1 + mean(q L ‖w − wₖ‖² / Fₖ))
+
+with means weighted by Fₖ^q: so it is written here, because both means are sums that sites can add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from shared_models.algorithms.algorithm import Algorithm, Gathered, Shape, Weights
+
+if TYPE_CHECKING:
+    from shared_models.algorithms.local_round import Contribution, LocalRound
+    from shared_models.weights import TensorInfo
+
+DAMPING = "damping"
+UNIT = 2**16  # the weight of a site with a loss of 1; weights are whole numbers below 2^29
+
+
+class QFedAvg(Algorithm):
+    """Sites that do badly count more (Li et al. 2020, q-FedAvg)."""
+
+    weighs_itself: ClassVar[bool] = True
+    needs_initial_loss: ClassVar[bool] = True
+
+    name: Literal["qfedavg"] = "qfedavg"
+    q: float = Field(1.0, ge=0, le=10, description="How much more; 0 weighs all sites alike.")
+
+    def extra(self, tensors: Sequence[TensorInfo]) -> dict[str, Shape]:
+        """q L ‖w − wₖ‖² / Fₖ."""
+        return {DAMPING: ()}
+
+    def begin(self, local: LocalRound) -> None:
+        """Keeps the model as it came."""
+        _ = local.start
+
+    def weight(self, local: LocalRound) -> int:
+        """Fₖ^q in units of 2^-16, within what admission takes."""
+        return int(np.clip(round(local.initial_loss**self.q * UNIT), 1, 2**29 - 1))
+
+    def contribution(self, local: LocalRound) -> Contribution:
+        """The weights, and how much the server's step is damped."""
+        from shared_models.algorithms.local_round import Contribution
+
+        square = sum(float((p.detach() - local.start[n]).double().square().sum()) for n, p in local.trained.items())
+        loss = max(local.initial_loss, 1e-6)  # a loss of zero is a site that has nothing to ask for
+        damping = np.array(self.q * square / (local.learning_rate * loss), np.float32)
+        return Contribution(local.weights(), self.weight(local), extra={DAMPING: damping})
+
+    def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
+        """A damped step to the mean where it is trained; running statistics take the mean as it is."""
+        target, _ = super().combine(current, state, gathered)
+        damping = np.float32(1) + gathered.mean[DAMPING]
+        for name in gathered.trainable:
+            target[name] = current[name] + (target[name] - current[name]) / damping
+        return target, state
