@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from server.aggregation import BLOCK
 from shared_models.errors import BadInput
 from shared_models.faults import UNREADABLE, WORKER_DIED, read_fault
+from shared_models.job import Job
 from shared_models.weights import Weights, from_record, mismatch
 
 _LONGEST_SENTENCE = 2000  # characters
@@ -25,7 +26,7 @@ site that means harm can do it within this bound, as within any; what is beyond 
 """
 
 LARGEST_STATISTIC = 1e12
-"""Of a running statistic, which no training steps and which follows the scale of the images."""
+"""Of what no training steps: running statistics, which follow the scale of the images, and an algorithm's own."""
 
 # Flower's error codes. The reason that comes with one may hold an exception's text with a path or a name in it, so it
 # is not shown.
@@ -58,6 +59,8 @@ class Update:
     """One site's admitted contribution."""
 
     tensors: Weights
+    extra: Weights
+    """What the algorithm sends beside the model."""
     weight: int
     cases: int
     skipped: int
@@ -91,11 +94,14 @@ def shown(text: str, longest: int) -> str:
     return "".join(character if character.isprintable() else " " for character in text[:longest])
 
 
-def admit(reply: Message, expected: Mapping[str, tuple[int, ...]]) -> Update:
+def admit(
+    reply: Message, expected: Mapping[str, tuple[int, ...]], extra: Mapping[str, tuple[int, ...]] | None = None
+) -> Update:
     """The update in a reply to a train message, checked.
 
     Args:
         expected: names and shapes of the float32 tensors that travel.
+        extra: of those that the algorithm sends beside them.
 
     Raises:
         SiteFault: the site, or the transport, says that there is no update.
@@ -109,11 +115,15 @@ def admit(reply: Message, expected: Mapping[str, tuple[int, ...]]) -> Update:
     record, numbers = reply.content.get("weights"), reply.content.get("numbers")
     if not isinstance(record, ArrayRecord) or not isinstance(numbers, MetricRecord):
         raise Rejected("the reply has no records 'weights' and 'numbers'")
+    beside = reply.content.get("algorithm")
+    if extra and not isinstance(beside, ArrayRecord):
+        raise Rejected("the reply has no record 'algorithm'")
     weight = _count(numbers, "weight")
     if weight < 1:
         raise Rejected(f"its weight is {weight}, expected at least 1")
     return Update(
         tensors=admit_tensors(record, expected),
+        extra=_admit_extra(beside, extra) if extra and isinstance(beside, ArrayRecord) else {},
         weight=weight,
         cases=_count(numbers, "cases"),
         skipped=_count(numbers, "skipped"),
@@ -145,6 +155,31 @@ def admit_tensors(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]]) 
             raise Rejected(f"'{name}' has values that are NaN or infinite")
         tensors[name] = array.astype(np.float32, copy=False)
     return tensors
+
+
+def _admit_extra(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]]) -> Weights:
+    tensors = admit_tensors(record, expected)
+    for name, tensor in tensors.items():
+        largest = float(np.abs(tensor).max(initial=0))
+        if largest > LARGEST_STATISTIC:
+            raise Rejected(f"'{name}' has values up to {largest:.1e}, expected at most {LARGEST_STATISTIC:g}")
+    return tensors
+
+
+def check_weight(update: Update, cases: int, job: Job) -> None:
+    """Whether an update counts as much as the job says, and no more than the site has cases for.
+
+    Args:
+        cases: training cases that the site has said to have before the first round.
+
+    Raises:
+        Rejected: it claims more.
+    """
+    if update.cases > cases:
+        raise Rejected(f"it was trained on {update.cases} cases, where the site has {cases}")
+    expected = update.cases if job.federation.weighting == "cases" else 1
+    if update.weight != expected and not job.federation.algorithm.weighs_itself:
+        raise Rejected(f"its weight is {update.weight}, expected {expected}")
 
 
 def check_move(tensors: Weights, current: Weights, trainable: Collection[str]) -> None:

@@ -49,8 +49,8 @@ def draw(job: Job, names: Sequence[str], round_number: int, attempt: int) -> lis
 
 
 def quorum(job: Job, drawn: int) -> int:
-    """The updates that a round needs."""
-    return job.federation.quorum or drawn // 2 + 1
+    """The updates that a round needs: the job's quorum, and as many as its aggregation cannot do without."""
+    return max(job.federation.quorum or drawn // 2 + 1, job.federation.aggregation.fewest)
 
 
 def content_bytes(content: RecordDict) -> int:
@@ -77,6 +77,9 @@ def ask(
     sizes = {name: content_bytes(content) for name, (_, content) in requests.items()}
     # A grid that knows when a reply has come is waited for; any other is looked at again after a pause.
     wait = getattr(grid, "wait_for_reply", time.sleep)
+    # A simulation has a clock of its own: its hospitals share a machine, and would wait for each other in the world's.
+    clock = getattr(grid, "clock", time.monotonic)
+    started = clock()
     for name, (node, content) in requests.items():
         # One by one, so that a message id belongs to a site: an error reply does not carry the site's node id.
         # With the deadline as its time to live, a reply that nobody waits for any more is not kept for anybody.
@@ -87,7 +90,7 @@ def ask(
         else:
             yield Reply(name, None, 0.0, 0, 0, NOT_CONNECTED)
     pause = SHORTEST_POLL
-    while waiting and (deadline is None or time.monotonic() - began < deadline):
+    while waiting and (deadline is None or clock() - started < deadline):
         arrived = False
         for message_id in list(waiting):
             for message in grid.pull_messages([message_id]):

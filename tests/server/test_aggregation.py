@@ -16,7 +16,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def mean_of(updates):
     total = RunningSum()
     for tensors, weight in updates:
-        total.add(tensors, weight)
+        total.add("a site", tensors, weight)
     return total.take_mean()
 
 

@@ -94,7 +94,7 @@ class ScriptedGrid(Grid):
 
 def play(tmp_path, sites, order=None, **federation):
     grid = ScriptedGrid(sites, order)
-    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(len(sites))}
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 1000}) for i in range(len(sites))}
     events = EventLog(tmp_path / "events.jsonl")
     state = one_round(grid, roster, job(**federation), TENSORS, RunState(START), events, lambda needed: None)
     return state, list(read_events(tmp_path / "events.jsonl"))
@@ -110,6 +110,52 @@ def test_the_global_model_is_the_mean_weighted_by_cases(tmp_path):
     assert state.round == 1 and state.fingerprint == fingerprint(state.weights)
     finished = events[-1]
     assert finished["sites_used"] == 2 and finished["update_norm"] == pytest.approx(2 * 3**0.5)
+
+
+def test_one_wild_site_of_four_is_outvoted_by_the_median_and_not_by_the_mean(tmp_path):
+    sites = [moved(1.0), moved(1.0), moved(1.5), moved(-15.0)]
+    state, _ = play(tmp_path, sites)
+    np.testing.assert_allclose(state.weights["w"], START["w"] - 2.875)
+    state, events = play(tmp_path, sites, aggregation={"name": "median"})
+    np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(1.0))
+    assert events[-1]["aggregation"] == {"left_out_at_either_end": 1}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "federation", "reason"),
+    [
+        ({"cases": 1001, "weight": 1001}, {}, "trained on 1001 cases, where the site has 1000"),
+        ({"cases": 10, "weight": 900}, {}, "its weight is 900, expected 10"),
+        ({"cases": 10, "weight": 10}, {"weighting": "equal"}, "its weight is 10, expected 1"),
+    ],
+)
+def test_a_site_counts_for_no_more_than_the_job_and_its_cases_say(tmp_path, numbers, federation, reason):
+    def greedy(weights, attempt):
+        content = update({"w": weights["w"] + np.float32(1.0)})
+        content["numbers"].update(numbers)
+        return content
+
+    def honest(weights, attempt):
+        content = update({"w": weights["w"]})
+        content["numbers"]["weight"] = 1 if federation else 10
+        return content
+
+    state, events = play(tmp_path, [greedy, honest], quorum=1, **federation)
+    assert replies(events)["site-0"] == ("rejected", replies(events)["site-0"][1])
+    assert reason in replies(events)["site-0"][1]
+    np.testing.assert_array_equal(state.weights["w"], START["w"])
+
+
+def test_one_of_four_that_goes_the_other_way_stands_out_on_record(tmp_path):
+    _, events = play(tmp_path, [moved(1.0), moved(1.0), moved(1.0), moved(-1.0)])
+    assert [(e["site"], e["why"]) for e in events if e["event"] == "stood_out"] == [("site-3", "away")]
+    norms = {e["site"]: e["update_norm"] for e in events if e["event"] == "site_replied"}
+    assert norms["site-3"] == pytest.approx(3**0.5)
+
+
+def test_too_few_updates_for_the_aggregation_stop_the_run_and_are_no_mean(tmp_path):
+    with pytest.raises(RunStopped, match="4 of 4 sites gave an update, 5 are needed"):
+        play(tmp_path, [moved(1.0)] * 4, aggregation={"name": "krum"}, quorum=2, retries=0)
 
 
 def test_the_order_of_arrival_does_not_show(tmp_path):
