@@ -6,16 +6,20 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from client.data.manifest import assign_splits
 from shared_models.errors import BadInput
 from shared_models.job import Job
+from simulation import annotators, flipped_labels, partial_labels
 from simulation.datasets import open_dataset
 from simulation.datasets.files import new_file
 from simulation.datasets.source import SourceCase
 from simulation.partition import partition, unassigned
+from simulation.rewritten import Redraw, rewrite
+from simulation.shift import scanners_of
 from simulation.split_manifest import SplitManifest, digest
 
 FEW = 16  # files worth hashing to say which copy of a data set was divided
@@ -40,6 +44,12 @@ def make_split(job: Job, data_dir: Path | None, cases: Sequence[SourceCase] | No
     official = {case.patient: case.split for case in cases}
     _check_official(Counter(official.values()))
     hospitals = {name: _splits(patients, official, job, name) for name, patients in partition(cases, job).items()}
+    _check_names(job, hospitals)
+    left_out = _left_out(cases, hospitals, job)
+    for name, patients in left_out.items():
+        hospitals[name] = {patient: split for patient, split in hospitals[name].items() if patient not in patients}
+        if "train" not in hospitals[name].values():
+            raise BadInput(f"simulation.missing_classes: {name} has no training patient left; name fewer classes")
     dataset = job.simulation.dataset
     return SplitManifest(
         dataset={
@@ -55,27 +65,80 @@ def make_split(job: Job, data_dir: Path | None, cases: Sequence[SourceCase] | No
         seed=job.seed,
         hospitals=hospitals,
         unassigned=unassigned(cases, job),
+        left_out=left_out,
     )
+
+
+def _left_out(
+    cases: Sequence[SourceCase], hospitals: Mapping[str, Mapping[str, str]], job: Job
+) -> dict[str, list[str]]:
+    """Hospital -> its patients of the classes that it lacks."""
+    found = {name: partial_labels.of_missing_classes(cases, own, job, name) for name, own in hospitals.items()}
+    return {name: patients for name, patients in found.items() if patients}
+
+
+def _check_names(job: Job, hospitals: Iterable[str]) -> None:
+    assert job.simulation is not None
+    for path, sentence in job.simulation.unknown_hospitals(list(hospitals)):
+        raise BadInput(f"{'.'.join(path)}: {sentence}")
 
 
 def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest, folder: Path) -> dict[str, Path]:
     """Write ``folder/<hospital>/manifest.csv`` for every hospital; images are named by absolute path.
 
+    A hospital that has a scanner or an annotator of its own gets its own files too, in ``folder/<hospital>/images``,
+    so that a site reads them like any hospital and knows nothing of a simulation. They follow from the job and the
+    names of hospitals and cases; the split manifest is of patients only, and can be replayed with other scanners.
+
     Returns:
         The manifest by name of hospital.
 
     Raises:
-        BadInput: the split manifest was made for other cases than these.
+        BadInput: the split manifest was made for other cases than these, or the job names hospitals that it has not.
     """
     split.check_against(cases)
-    named = dict.fromkeys(["case", job.data.patient, *job.data.images, job.data.label, "split"])
+    _check_names(job, split.hospitals)
+    if _left_out(cases, split.hospitals, job):
+        raise BadInput(
+            "the split manifest was made without simulation.missing_classes as the job has them; make it anew, with "
+            "`consilium partition`, or leave missing_classes out"
+        )
+    written = ["case", job.data.patient, *job.data.images, job.data.label, "split", *partial_labels.columns(job)]
+    named = dict.fromkeys(written)
     header = list(named | dict.fromkeys(column for case in cases for column in case.columns))
+    scanners = scanners_of(job, list(split.hospitals))
+    organs = partial_labels.annotated_by(job, list(split.hospitals))
     paths = {}
-    for name, patients in split.hospitals.items():
-        rows = [_cells(case, job, patients[case.patient]) for case in cases if case.patient in patients]
-        paths[name] = folder / name / "manifest.csv"
-        _write_csv(paths[name], [header, *([row.get(column, "") for column in header] for row in rows)])
+    with _progress("Making the hospitals' own images", len(cases)) as advance:
+        for name, patients in split.hospitals.items():
+            own = [case for case in cases if case.patient in patients]
+            own = annotators.with_own_classes(own, patients, job, name)
+            own = flipped_labels.with_flipped_classes(own, patients, job, name)
+            own = partial_labels.with_missing_cells(own, patients, job, name, organs.get(name))
+            scanner, redraws = scanners.get(name), _redraws(job, name, organs.get(name))
+            own = rewrite(own, patients, job, scanner, redraws, folder / name / "images", advance)
+            rows = [_cells(case, job, patients[case.patient]) for case in own]
+            paths[name] = folder / name / "manifest.csv"
+            _write_csv(paths[name], [header, *([row.get(column, "") for column in header] for row in rows)])
     return paths
+
+
+def _redraws(job: Job, hospital: str, organs: Sequence[str] | None) -> list[Redraw]:
+    """How the hospital's masks differ from the data set's, step by step; nothing for most hospitals."""
+    own = [*annotators.redraws(job, hospital), *flipped_labels.redraws(job, hospital)]
+    return [*own, *partial_labels.redraws(job, organs)]
+
+
+@contextmanager
+def _progress(text: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, for what takes more than a moment; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda: bar.advance(task)
 
 
 def _cells(case: SourceCase, job: Job, split: str) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,16 @@ from server.events import EventLog
 from server.judgement import POOLED
 from server.live import LiveDisplay
 from server.outcome import finish
+from server.planning import make_plan, planned_before
 from shared_models.errors import ConsiliumError, RunStopped
+from shared_models.job import Job
 from simulation import engine
 from simulation.illustrate import draw_pictures
 from simulation.run_folder import RunFolder, SimulationRequest, create, reopen
+from simulation.unreliable import UnreliableGrid
+
+REGISTRATION_SECONDS = 60.0
+"""How long nodes are waited for before the run begins with those that there are."""
 
 
 def simulate(request: SimulationRequest) -> int:
@@ -51,37 +59,72 @@ def _with_the_way_on(error: ConsiliumError, run: RunFolder) -> ConsiliumError:
 
 def _attempt(run: RunFolder, events: EventLog) -> ConsiliumError | None:
     """The run itself; what stops it comes back, so that a stopped run still gets its last event and its report."""
+    try:
+        run = _planned(run, events)
+
+        def after(grid: Grid, result: Result) -> None:
+            settings = run.settings
+            for name, patients in run.split.left_out.items():
+                text = f"simulation.missing_classes: {len(patients)} patients of {name} take no part in this run"
+                events.emit("warning", text=text)
+            baselines.compare(grid, result, run.job, settings["compare"], settings["not_compared"], run.path, events)
+
+        app = make_server_app(run.job, run.path, events, after, not_federated=(POOLED,))
+        _on_engine(app, run, run.nodes())
+        draw_pictures(run, events)
+    except ConsiliumError as error:
+        return error
+    return None
+
+
+def _planned(run: RunFolder, events: EventLog) -> RunFolder:
+    """The run with the job that is planned from its hospitals' statistics, where it asks for them."""
+    if run.job.federation.statistics is None:
+        return run
+    if (job := planned_before(run.path, run.job)) is None:
+        made: list[Job] = []
+        asking = ServerApp()
+
+        @asking.main()
+        def main(grid: Grid, context: Any) -> None:
+            made.append(make_plan(run.path, run.job, grid, events))
+
+        _on_engine(asking, run, [node for node in run.nodes() if node["site"] != POOLED])
+        job = made[0]
+    return replace(run, job=job)
+
+
+def _on_engine(app: ServerApp, run: RunFolder, nodes: Sequence[dict[str, str]]) -> None:
+    """Runs the app with one node a hospital; raises what it raises."""
     failures: list[BaseException] = []
-
-    def after(grid: Grid, result: Result) -> None:
-        baselines.compare(grid, result, run.job, run.settings["compare"], run.path, events)
-
-    app = make_server_app(run.job, run.path, events, after, not_federated=(POOLED,))
     # Before the workers are forked: what is imported and estimated here is shared there.
     memory_of(run.job)
     start = engine.run_on_ray if run.settings["engine"] == "ray" else engine.run_in_processes
     try:
-        start(_noting_failures(app, failures), run.nodes(), run.settings["workers"], run.settings["threads"])
-        draw_pictures(run, events)
-    except ConsiliumError as error:
-        return error
+        start(_as_run(app, run, len(nodes), failures), nodes, run.settings["workers"], run.settings["threads"])
+    except ConsiliumError:
+        raise
     except Exception:
         # Ray raises an error of its own over the one that matters.
         if failures and isinstance(failures[0], ConsiliumError):
-            return failures[0]
+            raise failures[0] from None
         raise
-    return None
 
 
-def _noting_failures(app: ServerApp, failures: list[BaseException]) -> ServerApp:
-    noting = ServerApp()
+def _as_run(app: ServerApp, run: RunFolder, nodes: int, failures: list[BaseException]) -> ServerApp:
+    """The app over a grid of hospitals as the job says they are; what stops it is noted."""
+    running = ServerApp()
 
-    @noting.main()
+    @running.main()
     def main(grid: Grid, context: Any) -> None:
+        began = time.monotonic()
+        # Flower's Ray runtime starts the app while it registers the nodes, which takes moments.
+        while len(list(grid.get_node_ids())) < nodes and time.monotonic() - began < REGISTRATION_SECONDS:
+            time.sleep(0.01)
         try:
-            app(grid, context)
+            app(UnreliableGrid(grid, run.job, run.path / "sites"), context)
         except BaseException as error:
             failures.append(error)
             raise
 
-    return noting
+    return running

@@ -12,16 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from server.baselines import BASELINES
 from server.checkpoint import write_atomically
 from server.judgement import POOLED
 from server.runs import identity
+from shared_models.comparisons import chosen
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
 from shared_models.job_file import dump_job, load_job, read_job
 from simulation.datasets import open_dataset
 from simulation.datasets.files import cache_folder
 from simulation.hospitals import make_split, write_hospitals, write_pooled
+from simulation.scanner_picture import draw_scanners
+from simulation.shift import scanners_of
 from simulation.split_manifest import SplitManifest
 
 
@@ -35,7 +37,7 @@ class SimulationRequest:
     engine: str = "inprocess"
     workers: int | None = None
     split: Path | None = None
-    compare: tuple[str, ...] = BASELINES
+    compare: tuple[str, ...] = ("local", POOLED)
     resume: Path | None = None
     device: str = "auto"
 
@@ -72,9 +74,6 @@ def create(request: SimulationRequest) -> RunFolder:
     """
     if request.job_path is None:
         raise BadInput("a job file is needed, as in: consilium simulate job.yaml")
-    unknown = set(request.compare) - set(BASELINES)
-    if unknown:
-        raise BadInput(f"--compare knows {' and '.join(BASELINES)}, found '{sorted(unknown)[0]}'")
     job = load_job(request.job_path)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     path = (request.out or Path("runs") / f"{job.name}-{stamp}").absolute()
@@ -84,7 +83,7 @@ def create(request: SimulationRequest) -> RunFolder:
     cases = open_dataset(job, request.data_dir)
     split = SplitManifest.load(request.split) if request.split else make_split(job, request.data_dir, cases)
     split.check_against(cases)
-    compare = tuple(name for name in BASELINES if name in request.compare)
+    compare, not_compared = chosen(request.compare, job, hospitals=len(split.hospitals))
     workers, threads = _workers(request, len(split.hospitals), device)
     settings = {
         **identity(job),
@@ -93,7 +92,8 @@ def create(request: SimulationRequest) -> RunFolder:
         "workers": workers,
         "threads": threads,
         "device": device,
-        "compare": list(compare),
+        "compare": compare,
+        "not_compared": not_compared,
         "command": shlex.join(["consilium", *sys.argv[1:]]),
     }
     path.mkdir(parents=True)
@@ -101,6 +101,8 @@ def create(request: SimulationRequest) -> RunFolder:
         write_atomically(path / "job.yaml", dump_job(job).encode())
         split.save(path / "split.json")
         manifests = write_hospitals(job, cases, split, path / "sites")
+        if scanners := scanners_of(job, list(split.hospitals)):
+            draw_scanners(job, cases, scanners, path / "pictures" / "scanners.png")
         if POOLED in compare:
             write_pooled(manifests, path / "sites")
         # Last: a folder with a run.json is a whole one, and can be resumed.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class SplitManifest:
         seed: the seed of the job that made it.
         hospitals: name -> patient -> "train", "validation" or "test".
         unassigned: patients whom the natural column said nothing of, and chance gave a hospital.
+        left_out: hospital -> patients who would be there, but for simulation.missing_classes; they are in no hospital.
     """
 
     dataset: dict[str, Any]
@@ -36,12 +37,14 @@ class SplitManifest:
     seed: int
     hospitals: dict[str, dict[str, str]]
     unassigned: list[str]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON of everything above."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """SHA-256 of the canonical JSON of everything above, without a `left_out` that is empty (older files)."""
+        content = {key: value for key, value in asdict(self).items() if value or key != "left_out"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -63,6 +66,7 @@ class SplitManifest:
             said = content.pop("hash", None)
             split = cls(**content)
             patients = [patient for hospital in split.hospitals.values() for patient in hospital.items()]
+            nowhere = {patient for left_out in split.left_out.values() for patient in left_out}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} cannot be read as a split manifest: {error}") from None
         if split.hash != said:
@@ -75,6 +79,8 @@ class SplitManifest:
             for patient in members:
                 if home.setdefault(patient, name) != name:
                     raise BadInput(f"{path} has patient {patient!r} in two hospitals, {home[patient]} and {name}")
+        if both := sorted(nowhere & home.keys()):
+            raise BadInput(f"{path} has patient {both[0]!r} both in {home[both[0]]} and left out")
         unsafe = [name for name in split.hospitals if not HOSPITAL_NAME.fullmatch(name)]
         if unsafe:
             raise BadInput(f"{path} has a hospital named {unsafe[0]!r}, which cannot be the name of a folder")
@@ -89,7 +95,7 @@ class SplitManifest:
         Raises:
             BadInput: patients of one are unknown to the other, or the cases differ in class or official split.
         """
-        divided = {patient for hospital in self.hospitals.values() for patient in hospital}
+        divided = {patient for part in (self.hospitals, self.left_out) for own in part.values() for patient in own}
         there = {case.patient for case in cases}
         for missing, who in ((divided - there, "of the split manifest are not in the data set"),
                              (there - divided, "of the data set are not in the split manifest")):  # fmt: skip

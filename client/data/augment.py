@@ -42,7 +42,7 @@ def _transforms(name: str, job: Job, keys: list[str]) -> list[Any]:
 
     dims = job.data.spatial_dims
     # Noise and shift are meant for images of unit deviation; an image scaled to 0..1 has about a quarter of it.
-    unit = 1.0 if job.data.normalisation == "zscore" else 0.25
+    unit = 1.0 if job.data.normalisation in ("zscore", "landmarks") else 0.25
     modes = ["bilinear", "nearest" if job.task.label == "mask" else "bilinear"][: len(keys)]
     image = ["image"]
     match name:

@@ -124,6 +124,7 @@ def _check_header(path: Path, header: list[str], job: Job) -> None:
         *(("data.images", name) for name in job.data.images),
         ("data.label", job.data.label),
         ("data.patient", job.data.patient),
+        ("data.annotated", job.data.annotated),
         ("task.how.mask", job.mask_column),
     ]:
         if name is not None and name not in header:

@@ -50,7 +50,10 @@ class PreflightReport:
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     """split: {"cases": n, "patients": n}."""
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
-    """split: {class: cases of the class}; for segmentation the cases in which the class appears. {} without classes."""
+    """split: {class: cases of the class}; for segmentation the cases in which the class appears. {} without classes.
+
+    With data.annotated, a class that no case of the split annotates is not there: nobody knows where it is.
+    """
     spacing: list[list[float]] = field(default_factory=list)
     """mm per axis, [lowest, highest]; 1.0 for files that know no spacing."""
     shape: list[list[int]] = field(default_factory=list)
@@ -185,9 +188,11 @@ def print_report(report: PreflightReport, console: Console) -> None:
 
     usable = report.checked - len(report.quarantined)
     console.print(f"{report.site or 'Site'}: {usable} of {report.checked} cases are usable.")
-    counts = Table("split", "cases", "patients", *next(iter(report.classes.values()), {}), title="Usable cases")
+    names = list(dict.fromkeys(name for by_class in report.classes.values() for name in by_class))
+    counts = Table("split", "cases", "patients", *names, title="Usable cases")
     for split, numbers in report.splits.items():
-        counts.add_row(split, *map(str, [*numbers.values(), *report.classes[split].values()]))
+        by_class = [report.classes[split].get(name, "?") for name in names]
+        counts.add_row(split, *map(str, [*numbers.values(), *by_class]))
     console.print(counts)
     if usable:
         ranges = Table("", "lowest", "highest", title="Ranges, as the files have them")
@@ -232,6 +237,7 @@ class _Findings:
     """What is collected while the cases pass by, one entry per usable case."""
 
     classes: list[set[int]] = field(default_factory=list)
+    annotated: list[set[int]] = field(default_factory=list)
     pixels: list[bytes] = field(default_factory=list)
     spacing: list[tuple[float, ...]] = field(default_factory=list)
     shape: list[tuple[int, ...]] = field(default_factory=list)
@@ -246,9 +252,13 @@ class _Findings:
             self.classes.append(set(np.flatnonzero(label).tolist()) if label.ndim else {int(label)})
         else:
             self.classes.append(set())
+        known = range(len(job.task.classes)) if decoded.annotated is None else np.flatnonzero(decoded.annotated)
+        self.annotated.append(set(map(int, known)))
         self.pixels.append(hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).data).digest())
         self.spacing.append(decoded.spacing)
         self.shape.append(image.shape[1:])
+        if not all(case.images):  # zeros in place of what the hospital lacks are no intensities
+            image = image[[channel.any() for channel in image]]
         self.intensity.append((float(image.min()), float(image.mean(dtype=np.float64)), float(image.max())))
 
 
@@ -258,7 +268,9 @@ def _describe(report: PreflightReport, usable: Sequence[Case], findings: _Findin
         members = [(case, found) for case, found in zip(usable, findings.classes, strict=True) if case.split == split]
         counts = Counter(index for _, found in members for index in found)
         report.splits[split] = {"cases": len(members), "patients": len({case.patient for case, _ in members})}
-        report.classes[split] = {name: counts[index] for index, name in enumerate(names)}
+        annotated = [known for case, known in zip(usable, findings.annotated, strict=True) if case.split == split]
+        somewhere = set().union(*annotated) if annotated else set(range(len(names)))
+        report.classes[split] = {name: counts[index] for index, name in enumerate(names) if index in somewhere}
     if usable:
         low, mean, high = zip(*findings.intensity, strict=True)
         report.spacing = _range(findings.spacing)
@@ -298,6 +310,8 @@ def warnings_of(
         in_training = [name for name in in_training if name != job.task.classes[0]]
         if not in_training and splits["train"]["cases"]:
             warnings.append("No training case has any foreground.")
+        if unknown := [name for name in job.task.classes if name not in classes["train"]]:
+            warnings.append(f"No training case annotates {', '.join(unknown)}: it is learnt from other hospitals only.")
     elif len(in_training) == 1 and len(job.task.classes) > 1:
         warnings.append(f"Every training case is of one class: {in_training[0]}.")
     if duplicates:
@@ -306,9 +320,12 @@ def warnings_of(
 
 
 def _hash_of(cases: Sequence[Case], job: Job) -> str:
-    digest = hashlib.sha256(json.dumps([preparation(job), job.data.label, job.file_columns()]).encode())
+    data = job.data
+    parts = [preparation(job), data.label, job.file_columns(), data.annotated, data.missing_channels]
+    digest = hashlib.sha256(json.dumps(parts).encode())
     for case in cases:
         row = [case.id, case.patient, case.split, case.label, *references(case, job)]
+        row += [case.columns.get(data.annotated, "")] if data.annotated else []
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.data.landmarks import to_standard
 from client.data.manifest import Case, files_of
 from client.data.readers import FileStamp, Unfit, Volume, file_of, read, row_of, shown
-from shared_models.job import Job
+from shared_models.job import Data, Job
 
 AFFINE_TOLERANCE = 1e-3
 _FORMAT = 2  # raise it when this file prepares a case differently: every cached case is then made anew
@@ -26,13 +27,15 @@ class Decoded:
     """A case as its files have it, checked: images (channels, *spatial) as float32, and its label.
 
     `label` is a mask (1, *spatial) of label values, a class index (), 0/1 per class (classes,), or a target like the
-    image; `mask` is there when the task judges with masks beside its label.
+    image; `mask` is there when the task judges with masks beside its label. `annotated` is there with data.annotated:
+    bool (classes,), and the label has none of the classes that are not. An image that the hospital lacks is zero.
     """
 
     image: np.ndarray
     label: np.ndarray
     affine: np.ndarray | None
     mask: np.ndarray | None = None
+    annotated: np.ndarray | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -46,8 +49,8 @@ def prepare(case: Case, folder: Path, job: Job) -> dict[str, Any]:
     Returns:
         image float32 (channels, *spatial); label uint8 (1, *spatial) for a mask (int64 above 256 classes), int64 ()
         for a class, float32 (classes,) for multi_label, float32 (channels, *spatial) for a target, which is
-        normalised by itself; mask, like a label that is one, where job.mask_column names it; spacing in mm per axis
-        (1.0 where the file knows none); id; patient.
+        normalised by itself; mask, like a label that is one, where job.mask_column names it; annotated bool (classes,)
+        with data.annotated; spacing in mm per axis (1.0 where the file knows none); id; patient.
 
     Raises:
         Unfit: one sentence naming the file, for whatever is wrong with the case.
@@ -68,20 +71,26 @@ def decode(case: Case, folder: Path, job: Job) -> Decoded:
         raise Unfit(
             "channels", f"data.channels is {data.channels}, which {len(data.images)} image columns cannot share evenly."
         )
+    lacking_allowed = data.missing_channels == "zeros" and any(case.images)
     for column, reference in files_of(case, job).items():
-        if not reference:
+        if not reference and not (column in data.images and lacking_allowed):
             what = "image" if column in data.images else "target" if job.task.label == "image" else "mask"
             raise Unfit("file_missing", f"The column '{column}' is empty: there is no {what}.")
-    first = shown(case.images[0], folder)
+    there = [reference for reference in case.images if reference]
+    first = shown(there[0], folder)
     volumes: list[Volume] = []
-    for reference in case.images:
+    for reference in there:
         volume = _image(reference, folder, job, per_image)
         volumes.append(volume)
         _check_same_grid(volumes[0], volume, first, shown(reference, folder))
-    image = np.concatenate([volume.values for volume in volumes])
-    mask = None
+    found, like = iter(volumes), volumes[0].values
+    image = np.concatenate([next(found).values if reference else np.zeros_like(like) for reference in case.images])
+    mask = annotated = None
     if job.task.label == "mask":
         label = _mask(case.label, job.task.classes, folder, job, volumes[0], first)
+        annotated = _annotated(case, job)
+        if annotated is not None:
+            label = np.where(annotated[label], label, 0).astype(label.dtype)
     elif job.task.label == "image":
         target = _image(case.label, folder, job, data.channels)
         _check_same_grid(volumes[0], target, first, shown(case.label, folder))
@@ -90,7 +99,7 @@ def decode(case: Case, folder: Path, job: Job) -> Decoded:
         label = _class_label(case, job)
         if job.mask_column and job.task.kind == "translation" and job.task.how.mode == "unpaired":
             mask = _mask(case.columns[job.mask_column], job.task.how.mask_classes, folder, job, volumes[0], first)
-    return Decoded(image, label, volumes[0].affine, mask)
+    return Decoded(image, label, volumes[0].affine, mask, annotated)
 
 
 def _image(reference: str, folder: Path, job: Job, channels: int) -> Volume:
@@ -109,7 +118,7 @@ def _image(reference: str, folder: Path, job: Job, channels: int) -> Volume:
 def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
     """Orientation, spacing and normalisation of a decoded case; returns what `prepare` returns."""
     image, label, mask, affine = decoded.image, decoded.label, decoded.mask, decoded.affine
-    name = Path(case.images[0]).name
+    name = Path(next(filter(None, case.images))).name
     if job.data.spacing is not None and affine is None:
         raise Unfit(
             "position",
@@ -130,15 +139,19 @@ def finish(decoded: Decoded, case: Case, job: Job) -> dict[str, Any]:
                 f"{affine.round(3).tolist()}.",
             ) from error
     if job.task.label == "image":
-        label = _normalised(label, job.data.normalisation)
+        label = _normalised(label, job.data)
     sample = {
-        "image": torch.from_numpy(_normalised(image, job.data.normalisation)),
+        "image": torch.from_numpy(_normalised(image, job.data)),
         "label": torch.from_numpy(np.array(label, order="C")),
         "id": case.id,
         "patient": case.patient,
         "spacing": _spacing(affine, job.data.spatial_dims),
     }
-    return sample if mask is None else {**sample, "mask": torch.from_numpy(np.array(mask, order="C"))}
+    if mask is not None:
+        sample["mask"] = torch.from_numpy(np.array(mask, order="C"))
+    if decoded.annotated is not None:
+        sample["annotated"] = torch.from_numpy(decoded.annotated)
+    return sample
 
 
 def preparation(job: Job) -> str:
@@ -148,13 +161,17 @@ def preparation(job: Job) -> str:
         "task": job.task.model_dump(
             include={"kind": True, "classes": True, "mode": True, "how": {"mode", "domains", "mask_classes"}}
         ),
-        "data": job.data.model_dump(include={"spatial_dims", "channels", "spacing", "normalisation"}),
+        "data": job.data.model_dump(
+            include={"spatial_dims", "channels", "spacing", "normalisation", "window", "landmarks"}
+        ),
     }
     return json.dumps(parts, sort_keys=True)
 
 
 def case_keys(cases: Sequence[Case], folder: Path, job: Job, stamps: Mapping[str, FileStamp | None]) -> dict[str, str]:
-    """The cache key of every prepared case by its id: file contents, rows used, class label and `preparation`.
+    """The cache key of every prepared case by its id: file contents, rows used, `preparation` and words.
+
+    The words are the class label, and what the manifest says to be annotated.
 
     Args:
         stamps: every file of the cases by its path; the key of a case with a missing file is of no use.
@@ -166,7 +183,8 @@ def case_keys(cases: Sequence[Case], folder: Path, job: Job, stamps: Mapping[str
         known = [stamps.get(str(file_of(reference, folder))) for reference in used]
         contents = [stamp.sha256 if stamp else "" for stamp in known]
         label = case.label if job.task.label == "class" else ""
-        parts = [common, label, *contents, *map(row_of, used)]
+        annotated = [case.columns.get(job.data.annotated, "")] if job.data.annotated else []
+        parts = [common, label, *annotated, *contents, *map(row_of, used)]
         keys[case.id] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return keys
 
@@ -232,6 +250,22 @@ def _class_index(text: str, classes: list[str], job: Job) -> int:
     )
 
 
+def _annotated(case: Case, job: Job) -> np.ndarray | None:
+    """Which classes a case annotates, bool (classes,), the background always; None without data.annotated."""
+    column, classes = job.data.annotated, job.task.classes
+    if column is None:
+        return None
+    named = [name.strip() for name in case.columns.get(column, "").split(";") if name.strip()]
+    odd = next((name for name in named if name not in classes[1:]), None)
+    if odd is not None:
+        raise Unfit(
+            "label_values",
+            f"The column '{column}' says that '{odd}' is annotated; expected {', '.join(classes[1:])}, "
+            "several separated by ';', or nothing where all are.",
+        )
+    return np.array([not named or place == 0 or name in named for place, name in enumerate(classes)])
+
+
 def _mask(reference: str, names: list[str], folder: Path, job: Job, image: Volume, image_name: str) -> np.ndarray:
     name = shown(reference, folder)
     mask = read(reference, folder, job.data.spatial_dims, channels=None)
@@ -292,32 +326,47 @@ def _spacing(affine: np.ndarray | None, spatial_dims: int) -> tuple[float, ...]:
     return tuple(round(float(size), 6) for size in np.linalg.norm(affine[:3, :spatial_dims], axis=0))
 
 
-def _normalised(image: np.ndarray, how: str) -> np.ndarray:
+def _normalised(image: np.ndarray, data: Data) -> np.ndarray:
     """Normalise each channel (C, *spatial) on its own; a constant channel becomes 0.
 
     The statistics are float64 sums of numpy, which does not split them over threads: a case prepared with two
     threads and one prepared with eight are the same to the last bit.
     """
+    how = data.normalisation
     if how == "none":
         return np.ascontiguousarray(image, dtype=np.float32)
     result = np.empty(image.shape, dtype=np.float32)
-    for values, out in zip(image, result, strict=True):
+    for channel, (values, out) in enumerate(zip(image, result, strict=True)):
+        if not values.any():  # an image that the hospital lacks is zero on every scale
+            out[...] = 0.0
+            continue
+        if how == "landmarks":
+            assert data.landmarks is not None, "the job's data section has refused landmarks without them"
+            out[...] = to_standard(values, data.landmarks[channel])
+            continue
         if how == "zscore":
             low, width = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         elif how == "minmax":
             low, width = float(values.min()), float(values.max()) - float(values.min())
+        elif how == "window":
+            assert data.window is not None, "the job's data section has refused a window without one"
+            low, high = data.window[channel]
+            width = high - low if values.min() < values.max() else 0.0
         else:
             low, high = np.percentile(values, (0.5, 99.5)).tolist()
             width = high - low
         out[...] = (values - np.float32(low)) / np.float32(width) if np.float32(width) > 0 else 0.0
-        if how == "percentile":
+        if how in ("percentile", "window"):
             out.clip(0.0, 1.0, out=out)
     return result
 
 
+KEPT = ("image", "label", "mask", "annotated")
+
+
 def sample_tensors(sample: dict[str, Any]) -> dict[str, Tensor]:
     """The part of a prepared sample that the cache keeps."""
-    tensors: dict[str, Tensor] = {key: sample[key] for key in ("image", "label", "mask") if key in sample}
+    tensors: dict[str, Tensor] = {key: sample[key] for key in KEPT if key in sample}
     return tensors | {"spacing": torch.tensor(sample["spacing"], dtype=torch.float64)}
 
 

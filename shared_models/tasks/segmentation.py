@@ -8,6 +8,7 @@ How an organ that is not there is counted, per class and case:
 | there | empty | missed | 0 | the diagonal of the image in mm: a miss costs, it is not left out |
 | empty | there | false | 0 | left out |
 | empty | empty | nothing | left out | left out |
+| not annotated (data.annotated) | anything | nothing | left out | left out |
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from shared_models.job import Job
 from shared_models.job_tasks import SegmentationTask
 from shared_models.tasks.shape import tiled
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
-from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task, check_finite
+from shared_models.tasks.task import Batch, CaseRecord, MetricInfo, Sums, Task, check_finite
 
 MEASURES = ("dice", "surface_dice", "hd95")
 EVENTS = ("missed", "false")
@@ -37,7 +38,7 @@ class Segmentation(Task):
     """The segmentation task of a job; see `Task` for the methods.
 
     A record's `values` hold one entry per class but the background: "dice" and "surface_dice" (0..1), "hd95" (mm),
-    "missed" and "false" (0 or 1).
+    "missed" and "false" (0 or 1); None where undefined.
     """
 
     def __init__(self, section: SegmentationTask) -> None:
@@ -46,17 +47,38 @@ class Segmentation(Task):
         self.tolerance_mm = section.surface_tolerance_mm
         self.overlap, self.test_flips = section.overlap, section.test_flips
 
-    def loss(self, outputs: Tensor | list[Tensor], label: Tensor) -> Tensor:
+    def step_loss(self, network: nn.Module, batch: Batch, player: str) -> Tensor:
+        """See `loss`; "annotated" is in the batch of a job with data.annotated."""
+        return self.loss(network(batch["image"]), batch["label"], batch.get("annotated"))
+
+    def loss(self, outputs: Tensor | list[Tensor], label: Tensor, annotated: Tensor | None = None) -> Tensor:
         """Dice (without the background) plus cross entropy, equally weighted, mean over the batch.
 
         With deep supervision every further output counts half as much as the one before (Isensee et al. 2021, nnU-Net,
         supplementary note 4), against the label at its own resolution.
 
+        A class that a case does not annotate may be anywhere in its background: both are one class to the loss, whose
+        probability is the sum of theirs (the marginal loss of Shi et al. 2021, Marginal loss and exclusion loss for
+        partially supervised multi-organ segmentation; before, Fang and Yan 2020, Multi-organ segmentation over
+        partially labeled datasets, as target adaptive loss).
+
         Args:
             outputs: logits (B, classes, *spatial) of any float type; or a list of them, the main output first.
-            label: (B, 1, *spatial), integers.
+            label: (B, 1, *spatial), integers; 0 where a case has a class that it does not annotate.
+            annotated: bool (B, classes), the background always true; None when every case annotates all.
         """
         levels = [outputs] if isinstance(outputs, Tensor) else outputs
+        if annotated is None or bool(annotated.all()):
+            return self._of_levels(levels, label)
+        total = torch.zeros((), device=label.device)
+        for which in annotated.unique(dim=0):
+            alike = (annotated == which).all(dim=1)
+            merged = [_without(logits[alike].float(), which) for logits in levels]
+            new_value = (which.cumsum(0) - 1) * which  # of every class among those that are left
+            total = total + alike.sum() / len(label) * self._of_levels(merged, new_value[label[alike].long()])
+        return total
+
+    def _of_levels(self, levels: Sequence[Tensor], label: Tensor) -> Tensor:
         weights = [0.5**depth for depth in range(len(levels))]
         losses = [self._dice_and_cross_entropy(logits.float(), _at_size_of(logits, label)) for logits in levels]
         return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
@@ -89,7 +111,8 @@ class Segmentation(Task):
 
         Args:
             probabilities: (classes, *spatial).
-            sample: "label" (1, *spatial) integers, "spacing" in mm per axis, "id" and "patient".
+            sample: "label" (1, *spatial) integers, "spacing" in mm per axis, "id" and "patient"; "annotated", bool
+                (classes,), in a job with data.annotated.
         """
         label = sample["label"][0].cpu().numpy()
         if tuple(probabilities.shape) != (self.outputs, *label.shape):
@@ -102,6 +125,12 @@ class Segmentation(Task):
         spacing = [float(step) for step in sample["spacing"]]
         diagonal_mm = float(np.linalg.norm(np.array(label.shape) * spacing))
         values = self._judge_classes(*_foreground_box(predicted, label), spacing, diagonal_mm)
+        if "annotated" in sample:
+            known = sample["annotated"][1:].tolist()
+            values = {
+                name: [value if here else None for value, here in zip(row, known, strict=True)]
+                for name, row in values.items()
+            }
         return CaseRecord(sample["id"], sample["patient"], values)
 
     def _judge_classes(
@@ -169,6 +198,15 @@ class Segmentation(Task):
         for name, label in {"missed": "Missed organs", "false": "False organs"}.items():
             info[name] = {"label": label, "larger_is_better": False, "unit": "", "headline": False}
         return info
+
+
+def _without(logits: Tensor, annotated: Tensor) -> Tensor:
+    """Logits (B, classes, *spatial) with the classes that are not annotated made one with the background."""
+    background = ~annotated
+    background[0] = True
+    rest = annotated.clone()
+    rest[0] = False
+    return torch.cat([torch.logsumexp(logits[:, background], dim=1, keepdim=True), logits[:, rest]], dim=1)
 
 
 def _at_size_of(logits: Tensor, label: Tensor) -> Tensor:

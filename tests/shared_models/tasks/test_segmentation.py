@@ -77,6 +77,62 @@ def test_deeper_outputs_count_half_as_much_as_the_one_before_at_their_own_size()
     assert TASK.loss(outputs[:1], label) == terms[0]
 
 
+def outputs_and_label(cases=4, size=8):
+    """A deeply supervised network's logits (they ask for gradients), and masks with both organs."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(cases, 3, side, side, generator=generator).requires_grad_() for side in (size, size // 2)]
+    return outputs, torch.randint(3, (cases, 1, size, size), generator=generator)
+
+
+def test_cases_that_annotate_all_have_the_ordinary_loss_bit_for_bit():
+    outputs, label = outputs_and_label()
+    found = []
+    for annotated in (None, torch.ones(4, 3, dtype=torch.bool)):
+        loss = TASK.loss(outputs, label, annotated)
+        found.append([loss, *torch.autograd.grad(loss, outputs)])
+    assert all(torch.equal(plain, marginal) for plain, marginal in zip(*found, strict=True))
+
+
+def test_an_organ_that_is_not_annotated_may_be_anywhere_in_the_background():
+    label = torch.from_numpy(square(2))[None, None]  # a spleen; where the liver is, nobody drew
+    background, liver, spleen = torch.eye(3)[:, None, :, None, None] * 20.0
+    mine = label == 2
+    nothing_else = torch.where(mine, spleen, background)
+    liver_beside = torch.where(mine, spleen, liver)
+    only_spleen = torch.tensor([[True, False, True]])
+    for logits in (nothing_else, liver_beside):
+        assert TASK.loss(logits, label, only_spleen).item() == pytest.approx(0.0, abs=1e-3)
+    assert TASK.loss(liver_beside, label).item() > 5, "the ordinary loss forbids it"
+    spleen_missed = torch.where(mine, liver, background)
+    assert TASK.loss(spleen_missed, label, only_spleen).item() > 2
+
+
+def test_cases_of_a_batch_may_annotate_different_organs():
+    outputs, label = outputs_and_label()
+    annotated = torch.tensor([[True, True, True], [True, False, True], [True, True, False], [True, False, True]])
+    label = torch.where(annotated[torch.arange(4)[:, None, None, None], label], label, 0)
+    together = TASK.loss(outputs, label, annotated)
+    one_by_one = [
+        TASK.loss([logits[case : case + 1] for logits in outputs], label[case : case + 1], annotated[case : case + 1])
+        for case in range(4)
+    ]
+    torch.testing.assert_close(together, torch.stack(one_by_one).mean())
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(together, outputs))
+
+
+def test_an_organ_that_is_not_annotated_is_neither_missed_nor_false():
+    predicted, label = square(1) + square(2, start=14, stop=18), square(2, start=14, stop=18)
+    probabilities = torch.moveaxis(nn.functional.one_hot(torch.as_tensor(predicted).long(), 3), -1, 0).float()
+    sample = {"label": torch.as_tensor(label)[None], "id": "c1", "patient": "p1", "spacing": (1.0, 1.0)}
+    half = TASK.judge(probabilities, sample | {"annotated": torch.tensor([True, False, True])})
+    assert {name: row[0] for name, row in half.values.items()} == dict.fromkeys(half.values)
+    assert half.values["dice"][1] == 1.0
+    whole = judged(predicted, predicted, case="c2", patient="p2")
+    metrics, counts = metrics_of([half, whole])
+    assert metrics["false"][0] == metrics["missed"][0] == 0 and metrics["dice/liver"][0] == 1.0
+    assert (counts["dice/liver"], counts["dice/spleen"]) == (1, 2)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (5, 8), (5, 7), (20, 13), (20, 5)])
 def test_every_size_of_image_gets_probabilities_at_its_own_voxels(job_for, size):
     torch.manual_seed(0)
