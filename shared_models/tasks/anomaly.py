@@ -20,7 +20,8 @@ from shared_models.tasks.task import Batch, CaseRecord, MetricInfo, Sample, Sums
 
 LOWEST_ERROR, HIGHEST_ERROR = 1e-6, 1e3
 """Of the histograms, in squared units of the normalised intensities: errors beyond them fall into the last bins."""
-_EDGES = np.geomspace(LOWEST_ERROR, HIGHEST_ERROR, histograms.BINS + 1)[1:-1]  # a bin is 4 % wide
+BINS = 512
+_EDGES = np.geomspace(LOWEST_ERROR, HIGHEST_ERROR, BINS + 1)[1:-1]  # a bin is 4 % wide
 
 
 class Anomaly(Task):
@@ -33,6 +34,7 @@ class Anomaly(Task):
     A record's `values`: "error", [mean squared error], and "label", [index].
     """
 
+    ranking = ("auroc", "average_precision")
     judged_together = 16
 
     def __init__(self, section: AnomalyTask) -> None:
@@ -88,11 +90,11 @@ class Anomaly(Task):
         classes = len(self.classes)
         error = np.array([record.values["error"][0] for record in records], dtype=float)
         label = np.array([record.values["label"][0] for record in records], dtype=float).astype(int)
-        cells = label * histograms.BINS + np.searchsorted(_EDGES, error, side="right")
-        errors = histograms.counted(weights, cells[:, None], classes * histograms.BINS)
+        cells = label * BINS + np.searchsorted(_EDGES, error, side="right")
+        errors = histograms.counted(weights, cells[:, None], classes * BINS)
         by_class = np.eye(classes)[label] * np.minimum(error, HIGHEST_ERROR)[:, None]
         return population([record.patient for record in records], weights) | {
-            "errors": errors.reshape(-1, classes, histograms.BINS),
+            "errors": errors.reshape(-1, classes, BINS),
             "error": weighted_sums(weights, by_class),
         }
 

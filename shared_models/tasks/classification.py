@@ -32,6 +32,7 @@ class Classification(Task):
     A record's `values`: "probabilities", one per class, and "label": [index] (single_label), or 0 or 1 per class.
     """
 
+    ranking = ("auroc", "average_precision")
     judged_together = 64  # bounded memory, and few enough Python steps
 
     def __init__(self, section: ClassificationTask) -> None:
@@ -92,7 +93,7 @@ class Classification(Task):
     def sums(self, records: Sequence[CaseRecord], weights: np.ndarray) -> Sums:
         """For each replicate:
 
-        "positives", "negatives" (ranked classes, bins) · "confusion" (true, predicted), or per finding (classes,
+        "positives", "negatives" (ranked classes, cells) · "confusion" (true, predicted), or per finding (classes,
         true, predicted) for multi_label · "squared_error" () · "calibration" (n, Σ confidence, Σ correct; bins).
         """
         shape = (len(records), self.outputs)
@@ -109,10 +110,12 @@ class Classification(Task):
         }
 
     def _kinds(self, weights: np.ndarray, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Histograms (replicates, ranked, negative and positive, bins)."""
-        bins = histograms.BINS
-        cells = (np.arange(len(self.ranked)) * 2 + truth) * bins + histograms.bin_of(probabilities)
-        return histograms.counted(weights, cells, 2 * bins * len(self.ranked)).reshape(len(weights), -1, 2, bins)
+        """Histograms (replicates, ranked, negative and positive, cells)."""
+        size = histograms.CELLS
+        first = (np.arange(len(self.ranked)) * 2 + truth) * size
+        cells = first[..., None] + histograms.cells_of(probabilities)
+        cells = cells.reshape(len(probabilities), 2 * len(self.ranked))
+        return histograms.counted(weights, cells, 2 * size * len(self.ranked)).reshape(len(weights), -1, 2, size)
 
     def _confusion(self, weights: np.ndarray, probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Tables (replicates, true, predicted), or (replicates, classes, true, predicted) for multi_label."""
@@ -147,8 +150,9 @@ class Classification(Task):
         over findings, at a threshold of 0.5.
         """
         metrics: dict[str, np.ndarray] = {}
+        kinds = [self._ordered(sums, row) for row in range(len(self.ranked))]
         for name, measure in {"auroc": histograms.auroc, "average_precision": histograms.average_precision}.items():
-            by_class = measure(sums["positives"], sums["negatives"])
+            by_class = np.stack([measure(*both) for both in kinds], axis=1)
             metrics[name] = mean_of_defined(by_class)
             metrics |= {f"{name}/{self.classes[k]}": by_class[:, row] for row, k in enumerate(self.ranked)}
         metrics["balanced_accuracy"], metrics["accuracy"] = self._accuracies(sums["confusion"])
@@ -156,6 +160,10 @@ class Classification(Task):
         metrics["calibration_error"] = ratio(np.abs(confidence - correct).sum(axis=1), n.sum(axis=1))
         metrics["brier"] = ratio(sums["squared_error"], sums["cases"])
         return metrics
+
+    def _ordered(self, sums: Sums, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positive and negative cases of a ranked class, (replicates, bins) from the lowest probability up."""
+        return histograms.ordered(sums["positives"][:, row], sums["negatives"][:, row])
 
     def _accuracies(self, confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Balanced (mean recall) and plain accuracy, each (replicates,)."""
@@ -196,12 +204,11 @@ class Classification(Task):
 
         Classes without both kinds of cases have no ROC curve; calibration bins without a case are left out.
         """
-        positives, negatives = sums["positives"][0], sums["negatives"][0]
-        roc = {
-            self.classes[k]: histograms.roc_points(positives[row], negatives[row])
-            for row, k in enumerate(self.ranked)
-            if positives[row].any() and negatives[row].any()
-        }
+        roc = {}
+        for row, k in enumerate(self.ranked):
+            positives, negatives = self._ordered(_first(sums), row)
+            if positives.any() and negatives.any():
+                roc[self.classes[k]] = histograms.roc_points(positives[0], negatives[0])
         n, confidence, correct = sums["calibration"][0][:, sums["calibration"][0, 0] > 0]
         reliability = {
             "confidence": (confidence / n).tolist(),

@@ -68,6 +68,9 @@ class Task(ABC):
     mixes_labels: ClassVar[bool] = False
     """Whether every training batch holds the entries of the label column in their proportions, not by chance."""
 
+    ranking: ClassVar[tuple[str, ...]] = ()
+    """Metrics that rank cases by what the network gave: of one model over all hospitals, not of several models."""
+
     def loss(self, outputs: Any, label: Tensor) -> Tensor:
         """Mean over the batch, a float32 scalar.
 

@@ -93,6 +93,45 @@ def test_findings_match_scikit_learn():
     assert metrics["balanced_accuracy"] == pytest.approx(np.mean(by_finding))
 
 
+def barely_trained(number, spread, level, seed):
+    """Labels and probabilities of a model that gives all images nearly the same log-odds, as single precision."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(2, size=number)
+    log_odds = level + spread * (generator.normal(size=number) + labels)
+    p = (1 / (1 + np.exp(-log_odds))).astype(np.float32).astype(float)
+    return np.stack([1 - p, p], axis=1), labels
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.05, 0.1, 0.3])
+def test_ranking_is_right_although_all_images_have_nearly_the_same_probability(spread):
+    for seed, level in enumerate([-5.5, -1.2, 0.0, 0.51, 1.27, 2.29, 6.5]):
+        probabilities, labels = barely_trained(600, spread, level, seed)
+        metrics = row_zero(BINARY, records_of(probabilities, labels))
+        assert metrics["auroc"] == pytest.approx(roc_auc_score(labels, probabilities[:, 1]), abs=0.002)
+        exact = average_precision_score(labels, probabilities[:, 1])
+        assert metrics["average_precision"] == pytest.approx(exact, abs=0.005)
+
+
+def test_interval_of_a_barely_trained_model_is_that_of_its_exact_ranking():
+    probabilities, labels = barely_trained(400, 0.01, 0.5, seed=0)
+    records = records_of(probabilities, labels)
+    weights = replicate_weights([record.patient for record in records], 100, seed=1)
+    sums = BINARY.sums(records, weights)
+    exact = [roc_auc_score(labels, probabilities[:, 1], sample_weight=times) for times in weights]
+    np.testing.assert_allclose(BINARY.metrics(sums)["auroc"], exact, atol=0.003)
+    roc = BINARY.curves(sums)["roc"]["k1"]
+    assert np.trapezoid(roc["tpr"], roc["fpr"]) == pytest.approx(exact[0], abs=0.005)
+
+
+def test_a_few_confident_answers_do_not_hide_the_order_of_the_rest():
+    probabilities, labels = barely_trained(600, 0.02, 0.5, seed=0)
+    confident = np.arange(600) % 20 == 0
+    probabilities[confident, 1] = np.where(labels[confident], 0.99, 0.02)
+    probabilities[:, 0] = 1 - probabilities[:, 1]
+    metrics = row_zero(BINARY, records_of(probabilities, labels))
+    assert metrics["auroc"] == pytest.approx(roc_auc_score(labels, probabilities[:, 1]), abs=0.01)
+
+
 def test_ties_count_half_and_certainty_is_a_probability_too():
     assert row_zero(BINARY, records_of(np.full((9, 2), 0.5), [0, 1, 0, 1, 0, 1, 0, 1, 0]))["auroc"] == 0.5
     certain = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
