@@ -1,15 +1,15 @@
-"""What federation is compared with: each hospital alone, and all data pooled.
+"""What federation is compared with: each hospital alone, all data pooled, and what is made of these and of it.
 
-A baseline has the federation's initial weights, number of rounds and rule for the best round, and one optimiser
-throughout. A hospital alone takes as many optimiser steps as it takes in the federation; the pooled baseline takes as
-many as all hospitals together.
+A hospital alone and the pooled baseline have the federation's initial weights, number of rounds and rule for the best
+round, and one optimiser throughout. A hospital alone takes as many optimiser steps as it takes in the federation; the
+pooled baseline takes as many as all hospitals together.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +19,20 @@ from pydantic import Field
 
 from server.admission import Rejected, admit_tensors, fault_of
 from server.app import Result
-from server.checkpoint import load_weights, save_weights, write_atomically
+from server.baseline_files import is_finished, keep_baseline, saved
+from server.checkpoint import write_atomically
+from server.evenness import evenness
 from server.events import EventLog
+from server.gate import choose_models, judge_kept
 from server.initial import initial_network
-from server.judgement import FEDERATED, LOCAL, POOLED, collect, judge, undefined
+from server.judgement import FEDERATED, LOCAL, POOLED, Model, collect, judge, undefined
+from server.leave_one_out import judge_without_each, train_without_each
 from server.participation import Reply, Site, ask, instruction
+from shared_models.comparisons import ENSEMBLE, KEPT, VARIANTS
 from shared_models.job import Job
 from shared_models.section import Section
-from shared_models.weights import Weights, fingerprint, to_record, travelling
-
-BASELINES = ("local", POOLED)
+from shared_models.tasks import Sums
+from shared_models.weights import to_record, travelling
 
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -53,34 +57,43 @@ def compare(
     grid: Grid,
     result: Result,
     job: Job,
-    baselines: Collection[str],
+    comparisons: Collection[str],
+    not_compared: Mapping[str, str],
     run_dir: Path,
     events: EventLog,
     share_local: bool = True,
 ) -> None:
-    """Trains the baselines that are not there yet, judges every model on the hospitals' test patients.
+    """Trains what the federated model is compared with and is not there yet, and judges all on test patients.
 
     Args:
+        comparisons, not_compared: of `shared_models.comparisons.chosen`.
         share_local: judge a hospital's own model at every hospital; without, at that hospital only, because real
             hospitals get nobody else's model of one hospital's patients.
     """
-    train_baselines(grid, result, job, baselines, run_dir, events)
-    names = [FEDERATED]
-    names += [POOLED] if POOLED in baselines else []
-    names += [LOCAL + site for site in sorted(result.sites)] if "local" in baselines else []
-    began, sums = time.monotonic(), {}
-    for name in names:
-        weights = result.best if name == FEDERATED else _saved(run_dir, name)
-        if weights is not None:
-            own = name.removeprefix(LOCAL)
-            at = result.sites if share_local or own == name else {own: result.sites[own]}
-            number = result.best_round if name == FEDERATED else 0  # a baseline is whole: nothing of it is at the sites
-            sums[name] = collect(grid, at, job, weights, name, "test", job.evaluation.bootstrap, events, number)
+    for name, reason in not_compared.items():
+        events.emit("warning", text=f"not compared with {name}: {reason}")
+    train_baselines(grid, result, job, comparisons, run_dir, events)
+    if "leave_one_out" in comparisons:
+        train_without_each(grid, result, job, run_dir, events)
+    began = time.monotonic()
+    choices = choose_models(grid, result, job, comparisons, run_dir, events)
+    sums: dict[str, dict[str, Sums]] = {}
+    for model in _models(result, comparisons, run_dir, events):
+        own = model.name.removeprefix(LOCAL)
+        at = result.sites if share_local or own == model.name else {own: result.sites[own]}
+        sums[model.name] = collect(grid, at, job, model, "test", job.evaluation.bootstrap, events)
+    if "leave_one_out" in comparisons:
+        sums |= judge_without_each(grid, result, job, "adapted" in comparisons, run_dir, events)
+    if choices:
+        sums[KEPT] = judge_kept(grid, result, job, choices, run_dir, events)
     if not sums[FEDERATED]:
         sentence = "no hospital has test patients with a result: the models could not be compared"
         events.emit("warning", text=sentence, left_out=True)
         return
-    evaluations = judge(job, {name: by_site for name, by_site in sums.items() if by_site})
+    judged = {name: by_site for name, by_site in sums.items() if by_site}
+    evaluations = judge(job, judged) | evenness(job, judged)
+    if choices:
+        evaluations["choices"] = choices
     missing = undefined(evaluations)
     if missing:
         events.emit("warning", text=missing)
@@ -88,8 +101,29 @@ def compare(
     events.emit("judged", models=list(sums), seconds=round(time.monotonic() - began, 3))
 
 
+def _models(result: Result, comparisons: Collection[str], run_dir: Path, events: EventLog) -> Iterator[Model]:
+    """What is judged at every hospital, one after the other, so that one model is in memory."""
+    yield Model(FEDERATED, result.best, result.best_round)
+    singles = [POOLED] if POOLED in comparisons else []
+    local = [LOCAL + site for site in sorted(result.sites)] if "local" in comparisons else []
+    for name in [*singles, *local]:
+        weights = saved(run_dir, name)
+        if weights is not None:
+            yield Model(name, weights)
+    if ENSEMBLE in comparisons:
+        members = [weights for name in local if (weights := saved(run_dir, name)) is not None]
+        if len(members) < len(local):
+            sentence = f"the ensemble has {len(members)} of {len(local)} hospitals' own models: the others are missing"
+            events.emit("warning", text=sentence, left_out=True)
+        if members:
+            yield Model(ENSEMBLE, members, variant=ENSEMBLE)
+    for variant, name in VARIANTS.items():
+        if variant in comparisons:
+            yield Model(name, result.best, result.best_round, variant)
+
+
 def train_baselines(
-    grid: Grid, result: Result, job: Job, baselines: Collection[str], run_dir: Path, events: EventLog
+    grid: Grid, result: Result, job: Job, comparisons: Collection[str], run_dir: Path, events: EventLog
 ) -> None:
     """Trains the baselines, as many at once as there are workers, and saves each when it is done.
 
@@ -103,19 +137,17 @@ def train_baselines(
         return RecordDict({"instruction": instruction(job, steps=steps), "weights": record})
 
     wanted: dict[str, tuple[Site, RecordDict]] = {}
-    if POOLED in baselines:
+    if POOLED in comparisons:
         if POOLED in result.others:
             wanted[POOLED] = result.others[POOLED], content(steps * len(result.sites))
         else:
             sentence = "there is no pooled baseline: the pooled data were refused, see above"
             events.emit("warning", text=sentence, left_out=True)
-    if "local" in baselines:
+    if "local" in comparisons:
         wanted |= {LOCAL + name: (site, content(0)) for name, site in result.sites.items()}
     # The longest first, so that no worker is left with the largest at the end.
     order = sorted(wanted, key=lambda name: -wanted[name][0].cases["train"])
-    requests = {n: (wanted[n][0].node, wanted[n][1]) for n in order if not _path(run_dir, n).exists()}
-    for name in wanted.keys() - requests.keys():  # finished before the run was resumed
-        events.emit("baseline_finished", **json.loads(_path(run_dir, name).with_suffix(".json").read_text()))
+    requests = {n: (wanted[n][0].node, wanted[n][1]) for n in order if not is_finished(run_dir, n, events)}
     for reply in ask(grid, requests, f"{MessageType.TRAIN}.alone"):
         _keep(reply, shapes, job, run_dir, events)
 
@@ -135,11 +167,7 @@ def _keep(reply: Reply, shapes: Mapping[str, tuple[int, ...]], job: Job, run_dir
     except Rejected as error:
         events.emit("warning", text=f"there is no baseline '{name}': {error}", left_out=True)
         return
-    # The weights last: where they are, the baseline is finished.
-    write_atomically(_path(run_dir, name).with_suffix(".json"), json.dumps(note).encode())
-    notes = {"job_hash": job.fingerprint(), "round": note["best_round"], "fingerprint": fingerprint(weights)}
-    save_weights(_path(run_dir, name), weights, **notes)
-    events.emit("baseline_finished", **note)
+    keep_baseline(run_dir, job, weights, note, events)
 
 
 def _learnt(content: RecordDict) -> dict[str, Any]:
@@ -150,12 +178,3 @@ def _learnt(content: RecordDict) -> dict[str, Any]:
         return _Learnt.model_validate(values).model_dump()
     except (KeyError, ValueError, RecursionError):
         raise Rejected("what the reply says of the training is not in the form of it") from None
-
-
-def _path(run_dir: Path, name: str) -> Path:
-    return run_dir / "models" / f"{name.replace(':', '-')}.safetensors"
-
-
-def _saved(run_dir: Path, name: str) -> Weights | None:
-    path = _path(run_dir, name)
-    return load_weights(path) if path.exists() else None

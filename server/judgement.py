@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from server.admission import fault_of
 from server.checkpoint import RunState
 from server.events import EventLog
 from server.participation import Reply, Site, ask, instruction
+from shared_models import subgroups
+from shared_models.comparisons import ENSEMBLE
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.tasks import Sums, Task, task_of
@@ -25,9 +27,27 @@ from shared_models.weights import Weights, from_record, mismatch, to_record
 FEDERATED, POOLED, LOCAL = "federated", "pooled", "local:"
 
 
+@dataclass(frozen=True)
+class Model:
+    """A model that sites are asked to judge.
+
+    Attributes:
+        name: in the results.
+        weights: those that travel; a list of whole models for an ensemble.
+        round: that it is of: what stays at a site is taken from there. 0 for a baseline, which is whole.
+        variant: what the site makes of it first, see `shared_models.comparisons`; "" judges it as it is.
+    """
+
+    name: str
+    weights: Weights | list[Weights]
+    round: int = 0
+    variant: str = ""
+
+
 def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, events: EventLog) -> None:
     """Judges the global model on every site's validation patients and remembers the best round in the state."""
-    sums = collect(grid, sites, job, state.weights, f"{FEDERATED}-round", "validation", 0, events, state.round)
+    model = Model(f"{FEDERATED}-round", state.weights, state.round)
+    sums = collect(grid, sites, job, model, "validation", 0, events)
     if not sums:
         return
     metrics = {site: first_values(job, values) for site, values in sums.items()}
@@ -36,43 +56,34 @@ def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, e
     if value is None and state.round == job.federation.rounds and job.selection_metric() not in overall:
         events.emit("warning", text=f"evaluation.select: there is no metric '{job.selection_metric()}'")
     best = value is not None and (state.best_value is None or value > state.best_value)
+    state.without_better += 1
     if best:
-        state.best_round, state.best_value = state.round, value
+        state.best_round, state.best_value, state.without_better = state.round, value, 0
     events.emit("validated", round=state.round, metrics=overall, by_site=metrics, best=best)
 
 
 def collect(
-    grid: Grid,
-    sites: Mapping[str, Site],
-    job: Job,
-    weights: Weights,
-    model: str,
-    split: str,
-    replicates: int,
-    events: EventLog,
-    number: int = 0,
+    grid: Grid, sites: Mapping[str, Site], job: Job, model: Model, split: str, replicates: int, events: EventLog
 ) -> dict[str, Sums]:
     """The metric sums of one model at every site that has patients in the split.
 
     A site that gives none is said in a warning, and is missing from the answer.
-
-    Args:
-        number: the round that the model is of; what stays at a site is taken from there.
     """
-    content = RecordDict(
-        {
-            "instruction": instruction(job, model=model, split=split, replicates=replicates, round=number),
-            "weights": to_record(weights),
-        }
-    )
+    fields = {"model": model.name, "split": split, "replicates": replicates, "round": model.round}
+    content = RecordDict({"instruction": instruction(job, **fields, variant=model.variant)})
+    if isinstance(model.weights, list):
+        for number, member in enumerate(model.weights):
+            content[f"weights-{number:04d}"] = to_record(member)
+    else:
+        content["weights"] = to_record(model.weights)
     requests = {name: (site.node, content) for name, site in sites.items() if site.cases.get(split, 0) > 0}
     shapes = {name: array.shape for name, array in task_of(job).sums([], np.zeros((replicates + 1, 0))).items()}
     sums: dict[str, Sums] = {}
     for reply in ask(grid, requests, MessageType.EVALUATE, job.federation.deadline_seconds):
         try:
-            sums[reply.site] = _sums(reply, shapes)
+            sums[reply.site] = _sums(reply, shapes | subgroups.shapes(job, reply.site, model.name, split, replicates))
         except BadInput as error:
-            sentence = f"{reply.site} gave no {split} result for model '{model}': {error}"
+            sentence = f"{reply.site} gave no {split} result for model '{model.name}': {error}"
             events.emit("warning", text=sentence, left_out=True)
     return {name: sums[name] for name in sorted(sums)}
 
@@ -113,67 +124,98 @@ def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
             differences are paired.
     """
     task = task_of(job)
+    own = {site: sums[LOCAL + site][site] for site in sums[FEDERATED] if site in sums.get(LOCAL + site, {})}
     pooled_sums = {model: with_all(by_site) for model, by_site in sums.items()}
-    local = {site: sums[LOCAL + site][site] for site in sums[FEDERATED] if site in sums.get(LOCAL + site, {})}
     return {
         "schema": 1,
         "split": "test",
         "bootstrap": job.evaluation.bootstrap,
         "metrics": task.metric_info(),
-        "models": {
-            model: {site: _values(task, values) for site, values in by_site.items()}
-            for model, by_site in pooled_sums.items()
-        },
-        "differences": {
-            f"{FEDERATED}-local": _against_local(task, sums[FEDERATED], local),
-            f"{FEDERATED}-{POOLED}": _against_pooled(task, sums[FEDERATED], sums.get(POOLED, {})),
-        },
+        "models": {model: _values(task, model, by_site) for model, by_site in sums.items()},
+        "differences": _differences(task, sums, own),
         "curves": {model: {"all": task.curves(by_site["all"])} for model, by_site in pooled_sums.items() if by_site},
     }
 
 
 def with_all(by_site: Mapping[str, Sums]) -> dict[str, Sums]:
     """The hospitals and, as `all`, the sums over them."""
-    return {**by_site, "all": pooled(list(by_site.values()))} if by_site else {}
+    return {**by_site, "all": pooled([subgroups.totals(sums) for sums in by_site.values()])} if by_site else {}
 
 
-def _values(task: Task, sums: Sums) -> dict[str, Any]:
-    counts, patients = task.counts(sums), float(sums["patients"][0])
-    return {
-        name: {**asdict(interval(values, patients)), "n": counts[name]} for name, values in task.metrics(sums).items()
-    }
+def _values(task: Task, model: str, by_site: Mapping[str, Sums]) -> dict[str, Any]:
+    """Hospital, or `all`, -> metric -> its value, interval and the number of cases behind it."""
+    result = {}
+    for site, sums in with_all(by_site).items():
+        counts, patients, metrics = task.counts(sums), float(sums["patients"][0]), task.metrics(sums)
+        if site == "all" and not _is_one_model(model):
+            metrics |= _ranked_apart(task, by_site)
+        result[site] = {
+            name: {**asdict(interval(values, patients)), "n": counts[name]} for name, values in metrics.items()
+        }
+    return result
 
 
-def _against_local(task: Task, ours: Mapping[str, Sums], local: Mapping[str, Sums]) -> dict[str, Any]:
-    """Differences to each hospital's own model, and as `all` their plain mean over the hospitals.
+def _is_one_model(name: str) -> bool:
+    """Whether all hospitals have the same model of this name, and not one each."""
+    return name in (FEDERATED, POOLED, ENSEMBLE) or name.startswith(LOCAL)
 
-    The sums of different models are not pooled: a ranking of their scores together would reward a model that only
-    knows which hospital it stands in.
+
+def _ranked_apart(task: Task, by_site: Mapping[str, Sums]) -> dict[str, NDArray[np.float64]]:
+    """Metrics that rank cases, as the plain mean over the hospitals where they are defined.
+
+    A ranking of the scores of different models together would reward a model that only knows which hospital it stands
+    in.
     """
+    values: dict[str, list[NDArray[np.float64]]] = {}
+    for sums in by_site.values():
+        for name, row in task.metrics(sums).items():
+            if name.split("/")[0] in task.ranking and np.isfinite(row[0]):
+                values.setdefault(name, []).append(row)
+    return {name: np.mean(rows, axis=0) for name, rows in values.items()}
+
+
+def _differences(task: Task, sums: Mapping[str, Mapping[str, Sums]], own: Mapping[str, Sums]) -> dict[str, Any]:
+    """`<model>-local`, `<model>-federated` and `<model>-pooled` of every model but those of single hospitals.
+
+    Args:
+        own: each hospital's own model at that hospital.
+    """
+    result = {f"{FEDERATED}-local": differences_by_hospital(task, sums[FEDERATED], own), f"{FEDERATED}-{POOLED}": {}}
+    for model in (model for model in sums if not model.startswith(LOCAL)):
+        if own:
+            result[f"{model}-local"] = differences_by_hospital(task, sums[model], own)
+        for other in (FEDERATED, POOLED):
+            if other not in sums or other == model or (model, other) == (POOLED, FEDERATED):
+                continue
+            compare = _of_one_model if _is_one_model(model) else differences_by_hospital
+            result[f"{model}-{other}"] = compare(task, sums[model], sums[other])
+    return result
+
+
+def differences_by_hospital(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sums]) -> dict[str, Any]:
+    """Differences at each hospital, where either may have a model of its own, and as `all` their plain mean."""
     result = {}
     gaps: dict[str, list[NDArray[np.float64]]] = {}
-    for site, sums in local.items():
-        theirs, patients = task.metrics(sums), float(sums["patients"][0])
-        own = {name: values - theirs[name] for name, values in task.metrics(ours[site]).items()}
-        result[site] = {name: asdict(interval(values, patients)) for name, values in own.items()}
-        for name, values in own.items():
+    for site in (site for site in ours if site in theirs):
+        other, patients = task.metrics(theirs[site]), float(theirs[site]["patients"][0])
+        metrics = {name: values - other[name] for name, values in task.metrics(ours[site]).items()}
+        result[site] = {name: asdict(interval(values, patients)) for name, values in metrics.items()}
+        for name, values in metrics.items():
             if np.isfinite(values[0]):
                 gaps.setdefault(name, []).append(values)
-    if gaps and local.keys() == ours.keys():
+    if gaps and theirs.keys() == ours.keys():
         result["all"] = {name: asdict(interval(np.mean(values, axis=0))) for name, values in gaps.items()}
     return result
 
 
-def _against_pooled(task: Task, ours: Mapping[str, Sums], pooled_model: Mapping[str, Sums]) -> dict[str, Any]:
-    """Differences to the one model of the pooled baseline, at each hospital and over all patients together."""
-    ours_all, theirs_all = with_all(ours), with_all(pooled_model)
+def _of_one_model(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sums]) -> dict[str, Any]:
+    """Differences of two models that are the same everywhere, at each hospital and over all patients together."""
+    ours_all, theirs_all = with_all(ours), with_all(theirs)
     result = {}
-    for site in (
-        site for site in ours_all if site in theirs_all and (site != "all" or ours.keys() == pooled_model.keys())
-    ):
-        theirs, patients = task.metrics(theirs_all[site]), float(ours_all[site]["patients"][0])
+    for site in (site for site in ours_all if site in theirs_all and (site != "all" or ours.keys() == theirs.keys())):
+        other, patients = task.metrics(theirs_all[site]), float(ours_all[site]["patients"][0])
         result[site] = {
-            name: asdict(difference(values, theirs[name], patients))
+            name: asdict(difference(values, other[name], patients))
             for name, values in task.metrics(ours_all[site]).items()
         }
     return result

@@ -1,0 +1,98 @@
+"""The do-no-harm gate: every hospital keeps whichever model is best on its own validation patients.
+
+Test patients have no say. What is then judged on them is the model that was kept, so that the choice is paid for: a
+hospital whose few validation patients mislead it shows up as harmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from flwr.serverapp import Grid
+
+from server.app import Result
+from server.baseline_files import model_path, read_note, saved
+from server.events import EventLog
+from server.judgement import FEDERATED, LOCAL, Model, collect, first_values
+from shared_models.comparisons import KEPT, VARIANTS
+from shared_models.job import Job
+from shared_models.tasks import Sums
+
+OWN = "local"
+CANDIDATES = ("fine_tuned", "personalised")
+"""The variants that a hospital may keep, beside the federated model and its own."""
+
+
+class Choice(TypedDict):
+    """What one hospital keeps."""
+
+    kept: str
+    validation: dict[str, float | None]
+    """Candidate -> the selection metric on the hospital's validation patients; None where it has no value."""
+
+
+def choose_models(
+    grid: Grid, result: Result, job: Job, comparisons: Collection[str], run_dir: Path, events: EventLog
+) -> dict[str, Choice]:
+    """Every hospital's choice between the models that are compared; {} where there is only the federated one.
+
+    A hospital without a validation value, and one where two are equal, keeps the federated model.
+    """
+    values = {FEDERATED: _validated(grid, result, job, "", events)}
+    if OWN in comparisons:
+        values[OWN] = {site: _own_value(run_dir, job, site) for site in result.sites}
+    for variant in CANDIDATES:
+        if variant in comparisons:
+            values[VARIANTS[variant]] = _validated(grid, result, job, variant, events)
+    if len(values) == 1:
+        return {}
+    return {site: _best({name: by_site.get(site) for name, by_site in values.items()}) for site in sorted(result.sites)}
+
+
+def _validated(grid: Grid, result: Result, job: Job, variant: str, events: EventLog) -> dict[str, float | None]:
+    """The selection metric of the federated model, or of a variant of it, on each hospital's validation patients."""
+    name = VARIANTS.get(variant, FEDERATED)
+    model = Model(f"{name}-validated", result.best, result.best_round, variant)
+    sums = collect(grid, result.sites, job, model, "validation", 0, events)
+    return {site: first_values(job, values).get(job.selection_metric()) for site, values in sums.items()}
+
+
+def _own_value(run_dir: Path, job: Job, site: str) -> float | None:
+    """What a hospital's own model had on its validation patients in the round that was chosen by it."""
+    if not model_path(run_dir, LOCAL + site).exists():
+        return None
+    note = read_note(run_dir, LOCAL + site)
+    metrics = {point["round"]: point["metrics"] for point in note["curve"]}
+    value: float | None = metrics.get(note["best_round"], {}).get(job.selection_metric())
+    return value
+
+
+def _best(validation: Mapping[str, float | None]) -> Choice:
+    """The first of those with the largest value; the federated model stands first."""
+    kept, most = FEDERATED, validation[FEDERATED]
+    for name, value in validation.items():
+        if value is not None and (most is None or value > most):
+            kept, most = name, value
+    return {"kept": kept, "validation": dict(validation)}
+
+
+def judge_kept(
+    grid: Grid, result: Result, job: Job, choices: Mapping[str, Choice], run_dir: Path, events: EventLog
+) -> dict[str, Sums]:
+    """The test sums of what each hospital keeps, which it also writes to its disk when it is asked for them."""
+    variants = {FEDERATED: "", **{VARIANTS[variant]: variant for variant in CANDIDATES}}
+    sums: dict[str, Sums] = {}
+
+    def judge(model: Model, names: Collection[str]) -> None:
+        at = {name: result.sites[name] for name in names}
+        sums.update(collect(grid, at, job, model, "test", job.evaluation.bootstrap, events))
+
+    for name, variant in variants.items():
+        judge(Model(KEPT, result.best, result.best_round, variant), [s for s in choices if choices[s]["kept"] == name])
+    for site in (s for s in choices if choices[s]["kept"] == OWN):
+        weights = saved(run_dir, LOCAL + site)
+        assert weights is not None  # it had a validation value
+        judge(Model(KEPT, weights), [site])
+    return {site: sums[site] for site in sorted(sums)}

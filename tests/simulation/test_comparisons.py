@@ -1,0 +1,189 @@
+"""Everything that the federated model can be compared with, in whole runs on a data set that trains in a second."""
+
+import json
+import shutil
+
+import pytest
+
+from server import baselines, gate, leave_one_out
+from server.checkpoint import load_weights
+from server.events import read_events
+from shared_models.errors import BadInput, RunStopped
+from shared_models.weights import fingerprint
+from simulation import run_folder
+from simulation.run import simulate
+from simulation.run_folder import SimulationRequest
+
+SAVED = baselines.saved
+HOSPITALS = ["hospital-1", "hospital-2", "hospital-3"]
+BATCH_NORM = {"name": "cnn", "arguments": {"channels": [4], "hidden": 8}, "normalisation": "batch"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Threads that wait for each other on a busy machine take longer than the work."""
+    monkeypatch.setattr(run_folder, "_workers", lambda *_: (1, 1))
+
+
+def run_of(job, data, out, compare):
+    return simulate(SimulationRequest(job, data, out, workers=1, compare=compare))
+
+
+def evaluations_of(out):
+    return json.loads((out / "evaluations.json").read_text())
+
+
+def print_of(out, name):
+    return fingerprint(load_weights(out / "models" / f"{name}.safetensors"))
+
+
+def events_of(path, kind):
+    return [event for event in read_events(path / "events.jsonl") if event["event"] == kind]
+
+
+def test_one_word_compares_with_everything_that_fits_the_job(write_job, squares, tmp_path):
+    out = tmp_path / "run"
+    job = write_job(model=BATCH_NORM, federation={"rounds": 2})
+    assert run_of(job, squares, out, ("all",)) == 0
+    [warning] = [event["text"] for event in events_of(out, "warning")]
+    assert warning.startswith("not compared with personalised: only the algorithm ditto")
+    found = evaluations_of(out)
+    own = [f"local:{name}" for name in HOSPITALS]
+    made = ["ensemble", "fine-tuned", "temperature-scaled", "adapted", "leave-one-out", "leave-one-out-adapted", "kept"]
+    assert list(found["models"]) == ["federated", "pooled", *own, *made]
+    for name in made:
+        assert set(found["models"][name]) == {*HOSPITALS, "all"}
+        assert set(found["differences"][f"{name}-local"]) == {*HOSPITALS, "all"}
+        assert set(found["differences"][f"{name}-federated"]) == {*HOSPITALS, "all"}
+        assert f"{name}-pooled" in found["differences"]
+    # Of models that are not the same everywhere, scores are not ranked together.
+    values = found["models"]["fine-tuned"]
+    mean = sum(values[name]["auroc"]["value"] for name in HOSPITALS) / len(HOSPITALS)
+    assert values["all"]["auroc"]["value"] == pytest.approx(mean)
+    assert values["all"]["brier"]["n"] == sum(values[name]["brier"]["n"] for name in HOSPITALS)
+    assert "helped" in (out / "report.html").read_text()
+
+
+def test_the_gate_goes_by_validation_patients_and_what_it_chose_is_on_disk(write_job, squares, tmp_path, monkeypatch):
+    splits = []
+    real = gate.collect
+
+    def watched(grid, sites, job, model, split, *rest):
+        splits.append((model.name, split))
+        return real(grid, sites, job, model, split, *rest)
+
+    monkeypatch.setattr(gate, "collect", watched)
+    out = tmp_path / "run"
+    # Of so few validation patients, some hospital has but one class: there a ranking has no value.
+    job = write_job(federation={"rounds": 1}, evaluation={"select": "accuracy"})
+    run_of(job, squares, out, ("local", "fine_tuned"))
+    assert {split for name, split in splits if name != "kept"} == {"validation"}
+    assert {split for name, split in splits if name == "kept"} == {"test"}
+    found = evaluations_of(out)
+    assert set(found["choices"]) == set(HOSPITALS)
+    for site, choice in found["choices"].items():
+        assert set(choice["validation"]) == {"federated", "local", "fine-tuned"}
+        best = max(value for value in choice["validation"].values())
+        assert choice["validation"][choice["kept"]] == best
+        assert choice["kept"] == "federated" or choice["validation"]["federated"] < best
+        judged = {"local": f"local:{site}"}.get(choice["kept"], choice["kept"])
+        assert found["models"]["kept"][site] == found["models"][judged][site]
+        kept = load_weights(out / "sites" / site / "own" / "kept.safetensors")
+        named = {"local": f"local-{site}", "federated": "federated-best"}
+        if choice["kept"] in named:
+            assert fingerprint(kept) == print_of(out, named[choice["kept"]])
+
+
+def test_a_hospital_keeps_the_federated_model_unless_another_is_better():
+    assert gate._best({"federated": 0.8, "local": 0.8})["kept"] == "federated"
+    assert gate._best({"federated": 0.8, "local": 0.9, "fine-tuned": 0.9})["kept"] == "local"
+    assert gate._best({"federated": None, "local": None})["kept"] == "federated"
+    assert gate._best({"federated": None, "local": 0.1})["kept"] == "local"
+    assert gate._best({"federated": 0.8, "local": None})["validation"] == {"federated": 0.8, "local": None}
+
+
+def test_a_federation_without_a_hospital_never_asks_it_and_touches_nothing_of_the_run(write_job, squares, tmp_path):
+    plain, out = tmp_path / "plain", tmp_path / "run"
+    job = write_job(model=BATCH_NORM, federation={"rounds": 2, "algorithm": {"name": "silobn"}})
+    run_of(job, squares, plain, ())
+    run_of(job, squares, out, ("leave_one_out", "adapted"))
+    assert print_of(out, "federated-last") == print_of(plain, "federated-last")
+    for site in HOSPITALS:
+        others = [name for name in HOSPITALS if name != site]
+        asked = {event["site"] for event in events_of(out / "leave-one-out" / site, "site_replied")}
+        assert asked == set(others)
+        own = {name: out / "sites" / name / "own" for name in HOSPITALS}
+        assert [name for name in HOSPITALS if (own[name] / f"without-{site}").exists()] == others
+        before, after = (folder / "sites" / site / "own" / "round-000002.safetensors" for folder in (plain, out))
+        assert before.read_bytes() == after.read_bytes()
+    prints = {print_of(out, f"leave-one-out-{site}") for site in HOSPITALS}
+    assert len(prints) == 3 and print_of(out, "federated-best") not in prints
+    # As it is, the model has no statistics for a hospital that was not there.
+    assert list(evaluations_of(out)["models"]) == ["federated", "adapted", "leave-one-out-adapted"]
+
+
+def test_leave_one_out_goes_on_where_it_was_stopped(write_job, squares, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    job = write_job(federation={"rounds": 2})
+    run_of(job, squares, whole, ("leave_one_out",))
+    real = leave_one_out._train_without
+
+    def until_the_second(grid, name, *rest):
+        if name == "hospital-2":
+            raise RunStopped("stopped by the test")
+        real(grid, name, *rest)
+
+    monkeypatch.setattr(leave_one_out, "_train_without", until_the_second)
+    with pytest.raises(RunStopped):
+        run_of(job, squares, out, ("leave_one_out",))
+    assert [event["site"] for event in events_of(out, "leave_one_out_started")] == ["hospital-1", "hospital-2"]
+    first = (out / "leave-one-out" / "hospital-1" / "events.jsonl").read_bytes()
+    trained_again = []
+    monkeypatch.setattr(
+        leave_one_out, "_train_without", lambda grid, name, *rest: (trained_again.append(name), real(grid, name, *rest))
+    )
+    assert simulate(SimulationRequest(None, resume=out)) == 0
+    assert trained_again == ["hospital-2", "hospital-3"]
+    assert (out / "leave-one-out" / "hospital-1" / "events.jsonl").read_bytes() == first
+    assert evaluations_of(out) == evaluations_of(whole)
+    finished = [event["model"] for event in events_of(out, "baseline_finished")]
+    assert finished == [f"leave-one-out:{site}" for site in HOSPITALS]
+
+
+def test_leave_one_out_goes_on_behind_its_last_whole_round(write_job, squares, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_of(write_job(federation={"rounds": 3}), squares, whole, ("leave_one_out",))
+    shutil.copytree(whole, cut)
+    (cut / "models" / "leave-one-out-hospital-3.safetensors").unlink()
+    inner = cut / "leave-one-out" / "hospital-3"
+    for left in inner.glob("checkpoints/round-00003.*"):
+        left.unlink()
+    assert simulate(SimulationRequest(None, resume=cut)) == 0
+    assert [event["round"] for event in events_of(inner, "round_finished")] == [1, 2, 3]
+    name = "leave-one-out-hospital-3"
+    assert print_of(cut, name) == print_of(whole, name)
+
+
+def test_ditto_is_judged_by_each_hospitals_personal_model(write_job, squares, tmp_path):
+    out = tmp_path / "run"
+    job = write_job(federation={"rounds": 2, "algorithm": {"name": "ditto"}})
+    run_of(job, squares, out, ("local",))
+    found = evaluations_of(out)
+    assert "personalised" in found["models"]
+    for choice in found["choices"].values():
+        assert set(choice["validation"]) == {"federated", "local", "personalised"}
+    folder = out / "sites" / "hospital-1" / "evaluations"
+    assert (folder / "personalised.json").read_text() != (folder / "federated.json").read_text()
+
+
+def test_what_does_not_fit_the_job_is_refused_before_anything_is_made(write_job, squares, tmp_path):
+    with pytest.raises(BadInput, match="--compare adapted does not fit this run: 'cnn' has no running statistics"):
+        run_of(write_job(), squares, tmp_path / "run", ("adapted",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_ensemble_that_lacks_a_member_says_so(write_job, squares, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(baselines, "saved", lambda run, name: None if name == "local:hospital-2" else SAVED(run, name))
+    assert run_of(write_job(federation={"rounds": 1}), squares, out, ("ensemble",)) == 4
+    assert "ensemble has 2 of 3 hospitals' own models" in events_of(out, "warning")[0]["text"]
