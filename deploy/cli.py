@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from deploy import cli_coordinator, cli_job, cli_models, cli_site
+from deploy import cli_compare, cli_coordinator, cli_job, cli_models, cli_site, cli_sweep
+from deploy.options import Device, refuse_others
 from shared_models.errors import BadInput, ConsiliumError, RunStopped
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -34,6 +35,8 @@ app = typer.Typer(
     consilium job check job.yaml             is it right, what would it do?
     consilium models                         the networks to choose from
     consilium simulate job.yaml              run it, and get a report
+    consilium compare RUN RUN                several runs in one table, with tests
+    consilium sweep job.yaml --grid KEY=A,B  a run for every value and seed
     consilium coordinator --help             launch it on real hospitals
     consilium site --help                    be one of them
 
@@ -44,6 +47,8 @@ app.add_typer(cli_job.app, name="job")
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_coordinator.app, name="coordinator")
 app.add_typer(cli_site.app, name="site")
+app.command()(cli_compare.compare)
+app.command()(cli_sweep.sweep)
 
 
 class Engine(StrEnum):
@@ -51,15 +56,6 @@ class Engine(StrEnum):
 
     inprocess = "inprocess"
     ray = "ray"
-
-
-class Device(StrEnum):
-    """What the networks train on."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
 
 
 @app.command()
@@ -80,7 +76,12 @@ def simulate(
         Path | None, typer.Option(help="Replay who has which patient, from `consilium partition`.")
     ] = None,
     compare: Annotated[
-        str, typer.Option(help="Train these beside the federated model: local, pooled, both, or `none`.")
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="What the federated model is compared with: local, pooled, ensemble, leave_one_out, fine_tuned, "
+            "personalised, temperature, adapted, all or none.",
+        ),
     ] = "local,pooled",
     resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Continue a run that was stopped.")] = None,
     device: Annotated[Device, typer.Option(help="What the networks train on.")] = Device.auto,
@@ -94,6 +95,7 @@ def simulate(
     consilium simulate job.yaml
     consilium simulate job.yaml --data-dir ~/data --out runs/first
     consilium simulate job.yaml --split split.json --compare none
+    consilium simulate job.yaml --compare local,fine_tuned,leave_one_out
     consilium simulate --resume runs/first
 
     Exit codes
@@ -104,11 +106,12 @@ def simulate(
          the report says which and why
       130  interrupted by Ctrl-C; --resume continues it
     """
+    from shared_models.comparisons import read_comparisons
     from shared_models.job_file import load_job
 
-    baselines = _baselines(compare)
+    comparisons = read_comparisons(compare)
     if resume:
-        _refuse_others(context, "resume")
+        refuse_others(context, "resume")
         run_dir, job_path = resume, resume / "job.yaml"
     elif job is None:
         raise BadInput("give a JOB.yaml, or --resume RUN_DIR to continue a run; `consilium job init` writes an example")
@@ -129,7 +132,7 @@ def simulate(
             engine=engine.value,
             workers=workers,
             split=split,
-            compare=baselines,
+            compare=comparisons,
             resume=resume,
             device=device.value,
         )
@@ -229,29 +232,6 @@ def main() -> None:
 
 def _new_run_dir(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-
-
-def _refuse_others(context: typer.Context, only: str) -> None:
-    """Raises BadInput when options were given that a resumed run would not look at."""
-    given = [
-        name
-        for name in context.params
-        if name != only and (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    ]
-    if given:
-        names = ", ".join("JOB.yaml" if name == "job" else f"--{name.replace('_', '-')}" for name in given)
-        raise BadInput(f"--resume takes everything from its run directory; leave out {names}")
-
-
-def _baselines(compare: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in compare.split(",") if name.strip())
-    if names == ("none",):
-        return ()
-    unknown = [name for name in names if name not in ("local", "pooled")]
-    if unknown or not names:
-        found = f"'{unknown[0]}'" if unknown else "nothing"
-        raise BadInput(f"--compare takes local, pooled, local,pooled or none; found {found}")
-    return tuple(dict.fromkeys(names))
 
 
 def _how_to_go_on(run_dir: Path) -> str:

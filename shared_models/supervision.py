@@ -155,7 +155,7 @@ class Child:
             pass_fds=tuple(inherit),
             env={**os.environ, **QUIET, **(environment or {})},
             start_new_session=True,  # a Ctrl-C at the daemon's terminal is the daemon's to handle
-            preexec_fn=lambda: _end_with(parent),
+            preexec_fn=lambda: end_with(parent),
         )
         for descriptor in inherit:
             os.close(descriptor)
@@ -194,7 +194,7 @@ class Child:
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """In the child, before it becomes another program: Linux ends it when its parent ends."""
     if _prctl:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -157,7 +157,7 @@ def test_the_schema_is_json_with_descriptions():
     [
         ("simulate", "give a JOB.yaml, or --resume RUN_DIR"),
         ("simulate none.yaml", "none.yaml: cannot read this job file (No such file or directory)"),
-        ("simulate tiny.yaml --compare lokal", "--compare takes local, pooled, local,pooled or none; found 'lokal'"),
+        ("simulate tiny.yaml --compare lokal", "adapted with commas between, or all, or none; found 'lokal'"),
         ("simulate tiny.yaml --resume old --workers 2", "leave out "),
         ("simulate --resume nowhere", "nowhere is not a run that can be resumed"),
         ("report nowhere", "nowhere: there is no such run directory"),

@@ -1,0 +1,305 @@
+"""`consilium compare`: runs in one table, with what differs between them, and tests that mean what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from server.report.comparison import compare_runs
+from server.report.comparison_labels import differing, labels, settings_of
+from server.report.comparison_page import write_comparison
+from server.report.comparison_tests import holm, over_patients, over_seeds, same_cases
+from shared_models.errors import BadInput
+from shared_models.tasks import task_of
+from tests.server.compared_runs import class_cases, dice_cases, dice_of, finished, variant
+from tests.server.fabricated_run import everywhere_helped
+
+FEDPROX = {"algorithm": {"name": "fedprox", "mu": 0.01}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a finished run with a Dice for each patient."""
+
+    def make(name: str, values: dict[str, float], seed: int = 7, **federation: Any) -> Path:
+        return finished(tmp_path / name, variant(seed=seed, **federation), dice_cases(values))
+
+    return make
+
+
+def names_of(*federations: dict[str, Any]) -> list[str]:
+    return labels(differing([settings_of(variant(**federation)) for federation in federations]))
+
+
+def test_the_label_says_what_differs_and_nothing_else():
+    assert names_of({}, FEDPROX) == ["algorithm.name=fedavg", "algorithm.name=fedprox"]
+    assert names_of({}, {"rounds": 3}) == ["federation.rounds=8", "federation.rounds=3"]
+    assert names_of({}) == ["as written"]
+
+
+def test_a_parameter_of_one_algorithm_is_in_the_label_where_it_tells_runs_apart():
+    stronger = {"algorithm": {"name": "fedprox", "mu": 0.1}}
+    assert names_of({}, FEDPROX, stronger) == [
+        "algorithm.name=fedavg",
+        "algorithm.name=fedprox, algorithm.mu=0.01",
+        "algorithm.name=fedprox, algorithm.mu=0.1",
+    ]
+
+
+def test_what_the_algorithm_keeps_at_home_is_said_by_its_name_alone():
+    assert names_of({}, {"algorithm": {"name": "fedbn"}}) == ["algorithm.name=fedavg", "algorithm.name=fedbn"]
+
+
+def test_keys_with_the_same_end_are_told_apart():
+    one = {"algorithm.server_optimizer.name": "adam", "training.optimizer.name": "sgd", "a.optimizer.name": "x"}
+    other = {"algorithm.server_optimizer.name": "none", "training.optimizer.name": "adam", "a.optimizer.name": "y"}
+    assert labels(differing([one, other]))[0] == (
+        "server_optimizer.name=adam, training.optimizer.name=sgd, a.optimizer.name=x"
+    )
+
+
+def test_a_key_that_only_some_jobs_have_tells_them_apart_where_nothing_else_does():
+    assert labels(differing([{"a.b": 1, "a.c": 2}, {"a.b": 1}])) == ["a.c=2", "as written"]
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_method(run):
+    means = (0.80, 0.82, 0.87)
+    runs = [run(f"s{seed}", dice_of(mean, spread=0.01), seed) for seed, mean in enumerate(means)]
+    (method,) = compare_runs(runs)["methods"]
+    values = [one["value"] for one in method["runs"]]
+    assert method["seeds"] == [0, 1, 2]
+    assert method["value"] == pytest.approx(np.mean(values)) and method["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert method["low"] < method["value"] < method["high"] and method["n"] == 40
+
+
+def test_the_numbers_of_a_method_are_those_of_its_run(run):
+    (method,) = compare_runs([run("a", dice_of(0.8))])["methods"]
+    (one,) = method["runs"]
+    by_hospital = {name: row["value"] for name, row in one["hospitals"].items() if name != "all"}
+    worst = min(by_hospital, key=by_hospital.__getitem__)
+    assert method["worst"] == {"value": by_hospital[worst], "hospitals": [worst]}
+    assert method["spread"] == pytest.approx(max(by_hospital.values()) - min(by_hospital.values()))
+    assert method["mean_of_hospitals"] == pytest.approx(np.mean(list(by_hospital.values())))
+    assert method["rounds"] == 8 and method["seconds"] == pytest.approx(8 * 9.4)
+
+
+def test_differences_from_the_baselines_are_taken_from_the_run(tmp_path: Path):
+    (method,) = compare_runs([everywhere_helped(tmp_path / "a")])["methods"]
+    assert method["minus_local"]["value"] == pytest.approx(0.04)
+    assert method["minus_pooled"]["value"] == pytest.approx(-0.004)
+
+
+def test_a_small_but_steady_gain_is_found_and_noise_is_not(run):
+    reference = run("a", dice_of(0.8))
+    comparison = compare_runs(
+        [
+            reference,
+            run("b", dice_of(0.8, gain=0.01, noise=0.005), **FEDPROX),
+            run("c", dice_of(0.8, noise=0.03), rounds=3),
+        ]
+    )
+    better, unclear = comparison["tests"]
+    assert (better["verdict"], unclear["verdict"]) == ("better", "no clear difference")
+    assert better["reference"] == "federation.rounds=8, algorithm.name=fedavg"
+    assert better["patients"]["low"] > 0 and better["patients"]["p"] < better["patients"]["p_holm"] < 0.001
+    assert unclear["patients"]["low"] < 0 < unclear["patients"]["high"]
+
+
+def test_worse_is_said_where_smaller_is_better(run):
+    runs = [run("a", dice_of(0.8)), run("b", dice_of(0.8, gain=-0.03, noise=0.01), **FEDPROX)]
+    comparison = compare_runs(runs, metric="hd95")
+    assert comparison["tests"][0]["patients"]["difference"] > 0
+    assert comparison["tests"][0]["verdict"] == "worse"
+    assert comparison["answer"][0].startswith("algorithm.name=fedavg has the best HD95")
+
+
+def test_the_test_over_patients_is_wilcoxons_on_their_own_differences():
+    ours, theirs = dice_of(0.8, gain=0.01, noise=0.02), dice_of(0.8)
+    row = over_patients(task_of(variant()), "dice", [(dice_cases(ours), dice_cases(theirs))])
+    gaps = np.array([ours[patient] - theirs[patient] for patient in ours])
+    assert row["test"] == "Wilcoxon signed-rank" and row["n"] == 40
+    assert row["p"] == pytest.approx(stats.wilcoxon(gaps).pvalue, rel=1e-3)
+    assert row["difference"] == pytest.approx(gaps.mean(), abs=1e-6)
+    standard_error = gaps.std() / len(gaps) ** 0.5
+    assert row["low"] == pytest.approx(gaps.mean() - 1.96 * standard_error, abs=0.25 * standard_error)
+    assert row["high"] == pytest.approx(gaps.mean() + 1.96 * standard_error, abs=0.25 * standard_error)
+
+
+def test_over_several_seeds_a_patient_counts_once():
+    ours, theirs = dice_of(0.8, gain=0.02, noise=0.02), dice_of(0.8)
+    pair = (dice_cases(ours), dice_cases(theirs))
+    once, thrice = (over_patients(task_of(variant()), "dice", [pair] * seeds) for seeds in (1, 3))
+    assert once == thrice
+
+
+def test_a_patient_with_several_cases_is_drawn_with_all_of_them():
+    """Ten copies of each patient's case tell nothing new: the interval must not shrink."""
+    ours, theirs = dice_cases(dice_of(0.8, gain=0.01, noise=0.03)), dice_cases(dice_of(0.8))
+    copies = [
+        [type(one)(f"{one.case}-{copy}", one.patient, one.values) for one in records for copy in range(10)]
+        for records in (ours, theirs)
+    ]
+    task = task_of(variant())
+    single, many = over_patients(task, "dice", [(ours, theirs)]), over_patients(task, "dice", [(copies[0], copies[1])])
+    assert many["high"] - many["low"] == pytest.approx(single["high"] - single["low"], rel=1e-6)
+    assert many["p"] == pytest.approx(single["p"], rel=1e-6)
+
+
+def test_a_ranking_that_no_patient_has_alone_is_tested_by_bootstrap():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(2, size=120)
+    good = {
+        f"p{i:03d}": (float(np.clip(0.5 + 0.3 * (t - 0.5) + rng.normal(0, 0.1), 0.01, 0.99)), t)
+        for i, t in enumerate(truth)
+    }
+    poor = {name: (float(rng.uniform(0.01, 0.99)), t) for name, (_, t) in good.items()}
+    task = task_of(variant("classification"))
+    row = over_patients(task, "auroc", [(class_cases(good), class_cases(poor))])
+    assert row["test"] == "paired bootstrap"
+    assert 0.2 < row["low"] < row["difference"] < row["high"] and row["p"] == pytest.approx(2 / 1001)
+    same = over_patients(task, "auroc", [(class_cases(good), class_cases(good))])
+    assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
+
+
+def test_calibration_is_no_mean_of_patients_and_accuracy_is():
+    rng = np.random.default_rng(1)
+    scores = {f"p{i:03d}": (float(rng.uniform(0.2, 0.9)), int(rng.integers(2))) for i in range(40)}
+    other = {name: (min(0.99, score + 0.05), truth) for name, (score, truth) in scores.items()}
+    task, pairs = task_of(variant("classification")), [(class_cases(scores), class_cases(other))]
+    found = {name: over_patients(task, name, pairs)["test"] for name in ("calibration_error", "accuracy")}
+    assert found == {
+        "calibration_error": "paired bootstrap",
+        "accuracy": "Wilcoxon signed-rank",
+    }
+
+
+def test_other_test_patients_are_not_paired(run):
+    fewer = dict(list(dice_of(0.9).items())[:30])
+    comparison = compare_runs([run("a", dice_of(0.8)), run("b", fewer, **FEDPROX)])
+    (test,) = comparison["tests"]
+    assert test["verdict"] == "not tested" and test["patients"]["p_holm"] is None
+    assert test["patients"]["why"] == "the test patients are not the same"
+    assert (
+        "Not tested against algorithm.name=fedavg on the same patients: algorithm.name=fedprox." in comparison["answer"]
+    )
+
+
+def test_a_patient_at_another_hospital_is_the_same_patient():
+    cases = dice_cases(dice_of(0.8))
+    assert same_cases(cases, cases[::-1]) and not same_cases(cases, cases[1:])
+
+
+def test_runs_without_a_seed_in_common_are_not_tested(run):
+    (test,) = compare_runs([run("a", dice_of(0.8), 1), run("b", dice_of(0.9), 2, **FEDPROX)])["tests"]
+    assert test["patients"]["why"] == test["seeds"]["why"] == "no seed in common"
+
+
+def test_without_values_of_patients_there_is_no_test_over_them(run):
+    first, second = run("a", dice_of(0.8)), run("b", dice_of(0.9), **FEDPROX)
+    (second / "sites" / "north" / "evaluations" / "federated.json").unlink()
+    (test,) = compare_runs([first, second])["tests"]
+    assert test["patients"]["why"] == f"{second} holds no values of single patients that agree with its evaluation"
+
+
+def test_values_of_patients_that_contradict_the_evaluation_are_not_used(run):
+    first, second = run("a", dice_of(0.8)), run("b", dice_of(0.9), **FEDPROX)
+    path = second / "sites" / "north" / "evaluations" / "federated.json"
+    path.write_text(path.read_text().replace("0.9", "0.4"))
+    (test,) = compare_runs([first, second])["tests"]
+    assert "agree with its evaluation" in test["patients"]["why"]
+
+
+def test_over_seeds_it_is_the_paired_t_test():
+    ours, theirs = {1: 0.84, 2: 0.86, 3: 0.85, 9: 0.1}, {1: 0.82, 2: 0.85, 3: 0.81, 8: 0.9}
+    row = over_seeds(ours, theirs)
+    expected = stats.ttest_rel([0.84, 0.86, 0.85], [0.82, 0.85, 0.81])
+    assert row["seeds"] == [1, 2, 3]
+    assert row["p"] == pytest.approx(expected.pvalue)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+    assert row["p_wilcoxon"] == pytest.approx(0.25)  # the least that three pairs can give
+
+
+def test_too_few_seeds_are_said_and_equal_seeds_are_no_proof():
+    assert over_seeds({1: 0.8, 2: 0.9}, {1: 0.7, 2: 0.7})["why"] == "2 seeds in common; a test needs 3"
+    same = dict.fromkeys((1, 2, 3), 0.8)
+    assert over_seeds(same, same)["p"] == 1.0
+
+
+def test_a_gain_that_the_seeds_do_not_bear_out_is_said_to_be_uncertain(run):
+    """Every patient gains in each seed, but in one seed ten times as much: that says little of the next seed."""
+    runs = [run(f"a{seed}", dice_of(0.7), seed) for seed in range(3)]
+    gains = (0.01, 0.02, 0.2)
+    runs += [run(f"b{seed}", dice_of(0.7, gain=gain, noise=0.005), seed, **FEDPROX) for seed, gain in enumerate(gains)]
+    comparison = compare_runs(runs)
+    assert comparison["tests"][0]["verdict"] == "better" and comparison["tests"][0]["seeds"]["p_holm"] > 0.05
+    assert (
+        "Over the seeds that is not certain for algorithm.name=fedprox: it may be chance in training."
+        in comparison["answer"]
+    )
+
+
+def test_holm_corrects_for_how_many_tests_there_are():
+    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_runs_that_cannot_stand_in_the_table_are_left_out_with_a_reason(run, tmp_path: Path):
+    first, repeated = run("a", dice_of(0.8)), run("again", dice_of(0.8))
+    unfinished = run("b", dice_of(0.8), **FEDPROX)
+    lines = (unfinished / "events.jsonl").read_text().splitlines()
+    (unfinished / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    other_data = run("c", dice_of(0.8), rounds=3)
+    (other_data / "split.json").write_text(json.dumps({"hospitals": {}, "dataset": {"name": "phantom"}}))
+    classes = {f"p{i}": (0.1 + 0.02 * i, i % 2) for i in range(20)}
+    other_task = finished(tmp_path / "d", variant("classification"), class_cases(classes))
+    comparison = compare_runs([first, repeated, unfinished, other_data, other_task])
+    reasons = {Path(row["run"]).name: row["why"] for row in comparison["left_out"]}
+    assert len(comparison["methods"]) == 1
+    assert reasons["again"] == f"it repeats {first}: the same job and seed"
+    assert reasons["b"].startswith("it is not complete (the run has no end on record")
+    assert reasons["c"] == f"it is on other data than {first}"
+    assert reasons["d"] == f"its task is classification, that of {first} is segmentation"
+    assert "4 runs left out; the reasons are listed below." in comparison["answer"]
+
+
+def test_what_no_run_has_is_refused_with_what_there_is(run, tmp_path: Path):
+    only = run("a", dice_of(0.8))
+    with pytest.raises(BadInput, match="it has no metric 'auroc'; it has dice, "):
+        compare_runs([only], metric="auroc")
+    with pytest.raises(BadInput, match="it has no model 'kept'; it has federated"):
+        compare_runs([only], model="kept")
+    with pytest.raises(BadInput, match="not a run directory"):
+        compare_runs([only, tmp_path])
+
+
+def test_another_model_of_the_runs_can_be_compared(tmp_path: Path):
+    made = [
+        finished(tmp_path / name, variant(**federation), dice_cases(dice_of(0.8, gain=gain, noise=0.01)), "kept")
+        for name, federation, gain in (("a", {}, 0.0), ("b", FEDPROX, 0.05))
+    ]
+    comparison = compare_runs(made, model="kept")
+    assert comparison["model"] == "kept" and comparison["tests"][0]["verdict"] == "better"
+
+
+def test_the_page_holds_every_number_and_needs_no_network(run, tmp_path: Path):
+    runs = [run(f"a{seed}", dice_of(0.8, gain=0.001 * seed), seed) for seed in range(3)]
+    runs += [run(f"b{seed}", dice_of(0.8, gain=0.03, noise=0.01), seed, **FEDPROX) for seed in range(3)]
+    comparison = compare_runs(runs, left_out=[{"run": "x<y", "why": "its disk was full"}])
+    numbers = write_comparison(comparison, tmp_path / "out" / "table.html")
+    page = (tmp_path / "out" / "table.html").read_text()
+    assert json.loads(numbers.read_text()) == json.loads(json.dumps(comparison))
+    assert "algorithm.name=fedprox" in page and "x&lt;y: its disk was full" in page
+    for method in comparison["methods"]:
+        assert f"{method['value']:.3f}" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+    assert compare_runs(runs)["tests"] == comparison["tests"]  # the same draws every time
+    write_comparison(comparison, tmp_path / "out" / "table.html")
+    with pytest.raises(BadInput, match="ends in .html"):
+        write_comparison(comparison, tmp_path / "job.yaml")
