@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,25 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.alone import train_alone
+from client.data.dataset import SiteData
 from client.egress import Question
 from client.hospital import Answer, Hospital
-from client.own_tensors import keep_own, load_own
+from client.own_tensors import Own, keep_own, load_own, read_own
 from client.site import Site, bootstrap_seed
+from client.statistics import statistics
+from client.subgroups import subgroup_sums
 from client.training import judge_cases, make_optimizers, train_round
+from client.variants import judge_ensemble, keep_model, make_variant
 from client.warm import check_memory, data_of, job_of, network_of
-from shared_models.algorithms import algorithm_of
+from shared_models.algorithms import Algorithm
+from shared_models.algorithms.local_round import LocalRound
+from shared_models.comparisons import ENSEMBLE, KEPT
 from shared_models.errors import BadInput, ConsiliumError
 from shared_models.faults import Fault
 from shared_models.job import Job
-from shared_models.tasks import task_of
+from shared_models.tasks import Task, task_of
 from shared_models.tasks.bootstrap import replicate_weights
-from shared_models.weights import from_record, load, to_record
+from shared_models.weights import Weights, from_record, load, mismatch, own, schema, to_record, travelling
 
 
 def prepare(site: Site, job: Job, content: RecordDict) -> RecordDict:
@@ -51,22 +59,53 @@ def prepare(site: Site, job: Job, content: RecordDict) -> RecordDict:
 def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     """Train the global model on your data for one round."""
     data, task, network = data_of(site, job), task_of(job), network_of(job, site.device)
-    number = _number(content, "round")
-    load_own(network, site, job, number - 1)
+    number, algorithm, began = _number(content, "round"), job.federation.algorithm, time.monotonic()
+    before = read_own(site, job, number - 1)
+    if before.model:
+        load(network, before.model, job.federation.share)
     _load(network, job, content)
-    progress = train_round(network, make_optimizers(network, job, task), data, job, task, site.name, number)
+    local = LocalRound(network, job, algorithm, _received(network, algorithm, job, content), before.algorithm)
+    optimizers = make_optimizers(network, job, task)
+    progress = train_round(network, optimizers, data, job, task, site.name, number, local=local)
+    del optimizers
     network.zero_grad(set_to_none=True)  # the gradients' memory serves for the reply
-    keep_own(network, site, job, number)
-    tensors, weight = algorithm_of(job).contribution(network, job.federation.share, progress.cases)
+    sent = algorithm.contribution(local)
+    own_part = {name: array.copy() for name, array in own(network, job.federation.share).items()}
+    reply = RecordDict({"weights": to_record(sent.weights)})
+    if sent.extra:
+        reply["algorithm"] = to_record(sent.extra)
+    personal = _train_personal(local, before.personal, data, task, site.name, number)
+    kept = Own(model=own_part, algorithm=sent.kept, personal=personal)
+    keep_own(kept, site, number, _number(content, "best_round"))
     numbers: dict[str, int | float | list[int] | list[float]] = {
-        "weight": weight,
+        "weight": sent.weight,
         "cases": progress.cases,
         "skipped": len(data.report.quarantined),
         "steps": progress.steps,
         "loss": progress.loss,
-        "seconds": progress.seconds,
+        "seconds": time.monotonic() - began,
     }
-    return RecordDict({"weights": to_record(tensors), "numbers": MetricRecord(numbers)})
+    reply["numbers"] = MetricRecord(numbers)
+    return reply
+
+
+def _train_personal(shared: LocalRound, before: Weights, data: SiteData, task: Task, site: str, number: int) -> Weights:
+    """The site's own model after a round beside the global one, whole; {} where the algorithm has none.
+
+    Args:
+        shared: the round of the global model; its network is used again.
+        before: the site's own model, {} in its first round: then it begins as the global model is now.
+    """
+    rule, network, job = shared.algorithm.personal(), shared.network, shared.job
+    if rule is None:
+        return {}
+    local = LocalRound(network, job, rule)
+    local.start = shared.start  # the pull is towards the global model as it came
+    if before:
+        load(network, before)
+    train_round(network, make_optimizers(network, job, task), data, job, task, site, number, local=local)
+    network.zero_grad(set_to_none=True)
+    return {name: array.copy() for name, array in travelling(network).items()}
 
 
 def alone(site: Site, job: Job, content: RecordDict) -> RecordDict:
@@ -90,20 +129,27 @@ def alone(site: Site, job: Job, content: RecordDict) -> RecordDict:
 def evaluate(site: Site, job: Job, content: RecordDict) -> RecordDict:
     """Judge a model on your patients of a split: metric sums, with those of your own bootstrap replicates."""
     data, task, network = data_of(site, job), task_of(job), network_of(job, site.device)
-    load_own(network, site, job, _number(content, "round"))
-    _load(network, job, content)
-    instruction = content.config_records["instruction"]
+    instruction, number = content.config_records["instruction"], _number(content, "round")
+    variant, model = str(instruction["variant"]), str(instruction["model"])
     split, replicates = str(instruction["split"]), _number(content, "replicates")
     cases = data.cases(split)
-    records = judge_cases(network, data, cases, job, task)
+    if variant == ENSEMBLE:
+        members = [from_record(record) for _, record in sorted(content.array_records.items())]
+        records = judge_ensemble(network, members, data, cases, job, task)
+    else:
+        load_own(network, site, job, number)
+        _load(network, job, content)
+        records = judge_cases(make_variant(variant, network, data, site, job, task, number), data, cases, job, task)
+    if model == KEPT:
+        keep_model(network, site, job, variant)
     if split == "test":
         folder = site.folder / "evaluations"
         folder.mkdir(parents=True, exist_ok=True)
-        name = str(instruction["model"]).replace(":", "-")
-        (folder / f"{name}.json").write_text(json.dumps([record.to_json() for record in records]))
+        (folder / f"{model.replace(':', '-')}.json").write_text(json.dumps([record.to_json() for record in records]))
     seed = bootstrap_seed(site, job, split)
     weights = replicate_weights([case.patient for case in cases], replicates, seed)
     sums = {name: np.asarray(values, np.float64) for name, values in task.sums(records, weights).items()}
+    sums |= subgroup_sums(site, job, model, split, cases, records, weights)
     return RecordDict({"sums": to_record(sums)})
 
 
@@ -123,6 +169,16 @@ def _load(network: nn.Module, job: Job, content: RecordDict) -> None:
         raise Fault(str(error), "weights") from None
 
 
+def _received(network: nn.Module, algorithm: Algorithm, job: Job, content: RecordDict) -> Weights:
+    """The server's tensors of the algorithm."""
+    record = content.get("algorithm")
+    received = from_record(record) if isinstance(record, ArrayRecord) else {}
+    expected = algorithm.receives(schema(network, job.federation.share))
+    if problem := mismatch(expected, {name: array.shape for name, array in received.items()}):
+        raise Fault(f"the algorithm's tensors are not those of this job: {problem}", "weights")
+    return received
+
+
 def _weights(content: RecordDict) -> dict[str, Any]:
     record = content.get("weights")
     if not isinstance(record, ArrayRecord):
@@ -135,8 +191,10 @@ def _simulated(answer: Answer) -> Callable[[Message, Context], Message]:
 
     def handler(message: Message, context: Context) -> Message:
         try:
-            site = Site.from_node_config(context.node_config)
-            job = job_of(str(message.content.config_records["instruction"]["job"]))
+            instruction = message.content.config_records["instruction"]
+            site, job = Site.from_node_config(context.node_config), job_of(str(instruction["job"]))
+            if "without" in instruction:  # a federation of its own within the run, which leaves one hospital out
+                site = replace(site, own=site.own / f"without-{instruction['without']!s}")
             content = answer(site, job, message.content)
         except ConsiliumError as error:
             content = _fault(context, str(error))
@@ -172,7 +230,13 @@ def _fault(context: Context, sentence: str) -> RecordDict:
     )
 
 
-ANSWERS: dict[Question, Answer] = {"prepare": prepare, "train": train, "alone": alone, "evaluate": evaluate}
+ANSWERS: dict[Question, Answer] = {
+    "prepare": prepare,
+    "statistics": statistics,
+    "train": train,
+    "alone": alone,
+    "evaluate": evaluate,
+}
 
 
 def make_client_app(hospital: Hospital | None = None) -> ClientApp:
@@ -183,6 +247,7 @@ def make_client_app(hospital: Hospital | None = None) -> ClientApp:
         for question, answer in ANSWERS.items()
     }
     app.query("prepare")(handlers["prepare"])
+    app.query("statistics")(handlers["statistics"])
     app.train()(handlers["train"])
     app.train("alone")(handlers["alone"])
     app.evaluate()(handlers["evaluate"])

@@ -23,6 +23,7 @@ from shared_models.enrolment import Document, Moment, Name, moment, read_documen
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.keys import canonical_json
+from shared_models.statistics import least_patients
 
 State = Literal["waiting", "approved", "refused", "withdrawn"]
 Counts = dict[str, Annotated[int, Field(ge=0)]]
@@ -239,6 +240,13 @@ def what_leaves(job: Job, policy: Policy, *, tensors: int, megabytes: float) -> 
         f"{often}: sums over the validation patients behind {', '.join(metrics)}",
         f"at the end: the same sums over the test patients, and over {job.evaluation.bootstrap} random redraws of them",
     ]
+    if job.federation.statistics:
+        lines.insert(
+            1,
+            "then, for the preprocessing plan: how many training patients have which voxel size, image size and "
+            f"class, none fewer than {least_patients(job, policy.min_patients)}, and the sum of their histograms of "
+            "intensity. The planned job is another job, and is approved by itself",
+        )
     if policy.local_baseline:
         lines.append(
             "once, if it is asked for: a model trained on this site's patients alone, and its metrics by round"

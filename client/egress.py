@@ -27,16 +27,17 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from client.data.manifest import SPLITS
 from client.data.preflight import warnings_of
 from client.policy import Policy, Refused
-from shared_models import faults
+from shared_models import faults, subgroups
 from shared_models.errors import BadInput, ConsiliumError
 from shared_models.faults import QUARANTINE, Fault
 from shared_models.job import Job
 from shared_models.orders import BadOrder
+from shared_models.statistics import least_patients, problem, table_shapes
 from shared_models.tasks import task_of
 from shared_models.tasks.sums import GRID
 from shared_models.weights import from_record, to_record
 
-Question = Literal["prepare", "train", "alone", "evaluate"]
+Question = Literal["prepare", "statistics", "train", "alone", "evaluate"]
 Shape = tuple[int, ...]
 
 _COUNT = 2**29 - 1
@@ -56,6 +57,7 @@ _NUMBERS: dict[str, dict[str, tuple[type, float, float]]] = {
 }
 _RECORDS: dict[Question, frozenset[str]] = {
     "prepare": frozenset({"prepared"}),
+    "statistics": frozenset({"statistics"}),
     "train": frozenset({"weights", "numbers"}),
     "alone": frozenset({"weights", "numbers", "curve"}),
     "evaluate": frozenset({"sums"}),
@@ -72,10 +74,14 @@ class Allowed:
     """None while there is no job that the hospital trusts: then nothing but a fault may leave."""
     tensors: Mapping[str, Shape] = field(default_factory=dict)
     """float32, by name, in the order of the model."""
+    algorithm: Mapping[str, Shape] = field(default_factory=dict)
+    """float32, by name: what the algorithm sends beside the model."""
     sums: Mapping[str, Shape] = field(default_factory=dict)
     """float64, by name: the shape behind the axis of replicates."""
     rows: int = 0
     """Replicates and the data as they are."""
+    groups: Mapping[str, Shape] = field(default_factory=dict)
+    """float64, by name: the whole shape of sums by group of patients, see `shared_models.subgroups`."""
     numbers: Mapping[str, tuple[type, float, float]] = field(default_factory=dict)
     """By name: int or float, smallest, largest."""
     min_patients: int = 1
@@ -123,10 +129,12 @@ def allowed_for(
     site: str,
     policy: Policy,
     shapes: Mapping[str, Shape] | None = None,
+    algorithm: Mapping[str, Shape] | None = None,
     patients: Mapping[str, int] | None = None,
     categories: Mapping[str, str] | None = None,
     replicates: int = 0,
     split: str = "",
+    model: str = "",
 ) -> Allowed:
     """What a question of a job may answer.
 
@@ -134,21 +142,25 @@ def allowed_for(
         job: None allows nothing but a fault.
         site: the name that the hospital is configured with.
         shapes: of the tensors that travel, by name, in the order of the model; for train and alone.
+        algorithm: of the tensors that the algorithm sends beside them; for train.
         patients: usable patients by split.
         categories: of preflight's report, by case id; for prepare. A case that is not in it leaves as "other".
         replicates: that an evaluation was asked for.
         split: that an evaluation was asked for.
+        model: that an evaluation was asked for.
     """
     words = _words(policy.model_dump(mode="json"))
     if job is None:
         return Allowed(question, site, None, min_patients=policy.min_patients, words=words)
     words |= _words(job.model_dump(mode="json")) | frozenset(task_of(job).metric_info())
     sums: dict[str, Shape] = {}
+    groups: Mapping[str, Shape] = {}
     behind, have = 0, patients or {}
     if question == "evaluate":
         sums = {name: values.shape[1:] for name, values in task_of(job).sums([], np.zeros((1, 0))).items()}
+        groups = subgroups.shapes(job, site, model, split, replicates)
         behind = have.get(split, 0)
-    elif question == "train":
+    elif question in ("train", "statistics"):
         behind = have.get("train", 0)
     elif question == "alone":
         # Its curve rests on the validation patients, where there are any.
@@ -158,8 +170,10 @@ def allowed_for(
         site,
         job,
         tensors=dict(shapes or {}) if question in ("train", "alone") else {},
+        algorithm=dict(algorithm or {}) if question == "train" else {},
         sums=sums,
         rows=replicates + 1,
+        groups=groups,
         numbers=_NUMBERS.get(question, {}),
         min_patients=policy.min_patients,
         patients=behind,
@@ -187,6 +201,8 @@ def release(content: RecordDict, allowed: Allowed) -> Released:
     if "fault" in content:
         return _fault(content, allowed)
     expected = _RECORDS[allowed.question] if allowed.job else frozenset()
+    if allowed.algorithm:
+        expected |= {"algorithm"}
     found = set(content)
     if found != expected:
         missing, extra = ", ".join(sorted(expected - found)) or "none", len(found - expected)
@@ -196,12 +212,18 @@ def release(content: RecordDict, allowed: Allowed) -> Released:
         _too_few(allowed.patients, allowed.min_patients)
     if allowed.question == "prepare":
         return _prepared(_config(content, "prepared"), allowed, allowed.job)
+    if allowed.question == "statistics":
+        return _statistics(_arrays(content, "statistics"), allowed, allowed.job)
     if allowed.question == "evaluate":
         return _sums(_arrays(content, "sums"), allowed)
     numbers = _numbers(content["numbers"], allowed)
     curve = _curve(_config(content, "curve"), allowed.job) if allowed.question == "alone" else None
     record, tensors = _tensors(_arrays(content, "weights"), "weights", allowed.tensors, np.dtype("<f4"))
     released = RecordDict({"weights": record, "numbers": MetricRecord({**numbers})})
+    if allowed.algorithm:
+        beside = _tensors(_arrays(content, "algorithm"), "algorithm", allowed.algorithm, np.dtype("<f4"))
+        released["algorithm"] = beside[0]
+        tensors += beside[1]
     if curve is None:
         return Released(released, tensors, numbers)
     released["curve"] = ConfigRecord({"json": json.dumps(curve)})
@@ -301,7 +323,7 @@ def _tensors(
 
 
 def _sums(record: ArrayRecord, allowed: Allowed) -> Released:
-    expected = {name: (allowed.rows, *shape) for name, shape in allowed.sums.items()}
+    expected = {name: (allowed.rows, *shape) for name, shape in allowed.sums.items()} | {**allowed.groups}
     fresh, leaving = _tensors(record, "sums", expected, np.dtype("<f8"))
     values = from_record(fresh)
     for name, array in values.items():  # every term of a sum lies on this grid; finer digits are not of a metric
@@ -310,7 +332,29 @@ def _sums(record: ArrayRecord, allowed: Allowed) -> Released:
     counts = {name: float(values[name][0]) for name in ("cases", "patients")}
     if counts["patients"] < allowed.min_patients:
         _too_few(int(counts["patients"]), allowed.min_patients)
+    if allowed.groups:
+        _check_groups({name: values[name] for name in allowed.groups}, allowed)
     return Released(RecordDict({"sums": fresh}), leaving, counts)
+
+
+def _check_groups(sums: Mapping[str, np.ndarray], allowed: Allowed) -> None:
+    """Every group is of enough patients, or nothing is told of it."""
+    for group, patients in enumerate(sums[f"{subgroups.PREFIX}patients"][0]):
+        told = any(array[:, group].any() for array in sums.values())
+        if told and patients < allowed.min_patients:
+            _too_few(int(patients), allowed.min_patients)
+
+
+def _statistics(record: ArrayRecord, allowed: Allowed, job: Job) -> Released:
+    """The tables of `shared_models.statistics`: whole numbers, and no count of too few patients."""
+    fresh, leaving = _tensors(record, "statistics", table_shapes(job), np.dtype("<f8"))
+    tables = from_record(fresh)
+    if wrong := problem(tables, job, least_patients(job, allowed.min_patients)):
+        _withhold("value", wrong)
+    counts = {name: float(tables[name][0]) for name in ("patients", "suppressed")}
+    if counts["patients"] != allowed.patients:
+        _withhold("value", f"it says {counts['patients']:g} training patients, where there are {allowed.patients}")
+    return Released(RecordDict({"statistics": fresh}), leaving, counts)
 
 
 def _numbers(record: object, allowed: Allowed) -> dict[str, int | float]:
@@ -371,7 +415,7 @@ def _prepared(record: ConfigRecord, allowed: Allowed, job: Job) -> Released:
     by_split = found["classes"]
     if not isinstance(by_split, dict) or set(by_split) != set(SPLITS):
         _withhold("number", "'classes' has other splits than train, validation and test")
-    classes = {split: _counts(by_split[split], job.task.classes, "classes") for split in SPLITS}
+    classes = {split: _class_counts(by_split[split], job) for split in SPLITS}
     duplicates = int(_number(found["duplicates"], "duplicates", int, 0, _COUNT))
     summary = {
         "cases": cases,
@@ -383,6 +427,14 @@ def _prepared(record: ConfigRecord, allowed: Allowed, job: Job) -> Released:
     }
     fresh = ConfigRecord({"site": allowed.site, "version": version("consilium"), "summary": json.dumps(summary)})
     return Released(RecordDict({"prepared": fresh}), numbers=summary)
+
+
+def _class_counts(value: object, job: Job) -> dict[str, int]:
+    """One for every class of the job; with data.annotated, those that no case annotates may be missing."""
+    names = job.task.classes
+    if job.data.annotated and isinstance(value, dict):
+        names = [name for name in names if name in value]
+    return _counts(value, names, "classes")
 
 
 def _counts(value: object, names: Collection[str], what: str) -> dict[str, int]:

@@ -50,6 +50,7 @@ Answer = Callable[[Site, Job, RecordDict], RecordDict]
 
 MESSAGES: dict[Question, str] = {
     "prepare": "query.prepare",
+    "statistics": "query.statistics",
     "train": "train",
     "alone": "train.alone",
     "evaluate": "evaluate",
@@ -88,6 +89,7 @@ class Hospital:
             cache_bytes=int(config.cache_gb * 2**30),
             data_root=config.data_root,
             secret=_digest(self.key),
+            min_patients=config.policy.min_patients,
         )
 
     def answer(self, message: Message, question: Question, answer: Answer) -> RecordDict:
@@ -212,10 +214,12 @@ class Hospital:
             site=self.config.site,
             policy=self.config.policy,
             shapes=_shapes(job.canonical_json(), question) if question in ("train", "alone") else None,
+            algorithm=_algorithm_shapes(job.canonical_json()) if question == "train" else None,
             patients=patients,
             categories=data_of(self._site, job).report.categories,
             replicates=int(fields.get("replicates", 0)),
             split=str(fields.get("split", "")),
+            model=str(fields.get("model", "")),
         )
 
     def _facts(
@@ -316,6 +320,13 @@ def _shapes(job_text: str, question: Question) -> dict[str, tuple[int, ...]]:
     job = job_of(job_text)
     share = job.federation.share if question == "train" else EVERYTHING
     return {entry.name: entry.shape for entry in schema(build(job), share) if entry.travels}
+
+
+@functools.lru_cache(maxsize=4)
+def _algorithm_shapes(job_text: str) -> dict[str, tuple[int, ...]]:
+    """The tensors that the job's algorithm sends beside the model's."""
+    job = job_of(job_text)
+    return job.federation.algorithm.extra(schema(build(job), job.federation.share))
 
 
 def _digest(key: PrivateKey) -> str:

@@ -15,15 +15,17 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from shared_models.comparisons import VARIANTS
 from shared_models.errors import ConsiliumError
 from shared_models.job import Job
 from shared_models.section import Section
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "query.prepare": (),
-    "train": ("round",),
+    "query.statistics": (),
+    "train": ("round", "best_round"),
     "train.alone": ("steps",),
-    "evaluate": ("model", "split", "replicates", "round"),
+    "evaluate": ("model", "split", "replicates", "round", "variant"),
 }
 """Every question that a coordinator may ask, with the fields of its order."""
 
@@ -55,6 +57,7 @@ class Policy(Section):
     min_patients: int = Field(10, ge=1, description="The least patients that a training or a metric may rest on.")
     metrics: list[str] = Field(default_factory=list, description="A name stands for its values by class, too.")
     local_baseline: bool = Field(False, description="May a model trained on this site alone leave?")
+    statistics: bool = Field(False, description="May sums over this site's training images go into a plan?")
     protections: Protections = Protections()
     opening_hours: str | None = Field(None, description="Local time, such as 20:00-06:00; null is always.")
     approve: Literal["automatic", "ask"] = "ask"
@@ -116,7 +119,8 @@ class Refused(ConsiliumError):
 def steps_per_round(job: Job, train_cases: int) -> int:
     """Optimiser steps of a site with so many training cases in one round of a job."""
     training = job.training
-    return training.local_steps or math.ceil(train_cases / training.batch_size) * (training.local_epochs or 1)
+    once = training.local_steps or math.ceil(train_cases / training.batch_size) * (training.local_epochs or 1)
+    return once * job.federation.algorithm.trainings
 
 
 def judge_coordinator(policy: Policy, fingerprint: str) -> list[Refusal]:
@@ -163,10 +167,14 @@ def judge_question(
     if question == "train.alone" and not policy.local_baseline:
         remedy = "a run without the local baseline or a wider policy"
         found.append(Refusal("policy.local_baseline", "training on this site alone", "no", remedy))
-    if question in ("train", "train.alone"):
+    if question == "query.statistics":
+        found += _statistics_refused(policy, job)
+    if question in ("train", "train.alone", "query.statistics"):
         found += _too_few(policy, "train", patients)
     elif question == "evaluate" and fields.get("split") in _SPLITS:
         found += _too_few(policy, str(fields["split"]), patients)
+        if fields.get("variant") == "temperature" and fields["split"] != "validation":  # it is fitted on these
+            found += _too_few(policy, "validation", patients)
     return found
 
 
@@ -233,6 +241,14 @@ def _unprotected(policy: Policy) -> Iterator[Refusal]:
             yield Refusal(f"policy.protections.{name}", "none", wanted, "a wider policy: no job can offer this yet")
 
 
+def _statistics_refused(policy: Policy, job: Job) -> Iterator[Refusal]:
+    if not policy.statistics:
+        remedy = "a run without federation.statistics or a wider policy"
+        yield Refusal("policy.statistics", "statistics of training images", "no", remedy)
+    if job.federation.statistics is None:
+        yield Refusal("order.question", "statistics", "none in this job", "a job with federation.statistics")
+
+
 def _time_refused(policy: Policy, now: datetime, seconds_used_today: float) -> Iterator[Refusal]:
     if policy.opening_hours and not is_open(policy.opening_hours, now.time()):
         remedy = "asking within these hours, in the hospital's time"
@@ -251,7 +267,9 @@ def _fields_refused(policy: Policy, job: Job, question: str, fields: Mapping[str
         yield Refusal("order.fields", f"{len(fields)} fields", _list(expected), "these fields and no other")
     steps, replicates = policy.max_local_steps, job.evaluation.bootstrap
     first = 1 if question == "train" else 0  # judged is also what is of no round, such as a baseline
-    for key, low, high in (("round", first, job.federation.rounds), ("steps", 0, steps), ("replicates", 0, replicates)):
+    rounds = job.federation.rounds
+    bounds = {"round": (first, rounds), "best_round": (0, rounds), "steps": (0, steps), "replicates": (0, replicates)}
+    for key, (low, high) in bounds.items():
         if key in fields and key in expected:
             value, allowed = fields[key], f"{low} to {high}"
             if type(value) is not int:
@@ -261,6 +279,8 @@ def _fields_refused(policy: Policy, job: Job, question: str, fields: Mapping[str
                 yield Refusal(f"order.{key}", asked, allowed, "a number within these")
     if "split" in expected and "split" in fields and fields["split"] not in _SPLITS:
         yield Refusal("order.split", "another split", _list(_SPLITS), "one of these")
+    if "variant" in expected and "variant" in fields and fields["variant"] not in ("", *VARIANTS):
+        yield Refusal("order.variant", "another variant", _list(list(VARIANTS)), "one of these")
     # It becomes part of a file's name at the site.
     if "model" in expected and "model" in fields and not _MODEL.fullmatch(str(fields["model"])):
         yield Refusal("order.model", "a name of another form", "letters, digits, '_', '.', ':', '-'", "such a name")

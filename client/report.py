@@ -27,6 +27,7 @@ FEW_PATIENTS = 20
 CASES_IN_A_ROW = 6
 QUESTIONS = {
     "query.prepare": "What data are there",
+    "query.statistics": "Count training images for the preprocessing plan",
     "train": "Train for one round",
     "train.alone": "Train on this hospital's data only",
     "evaluate": "Judge a model",

@@ -21,6 +21,7 @@ class Site:
         data_root: no image outside this folder is opened; None for anywhere.
         secret: in the seed of bootstrap draws, so that a coordinator cannot repeat them and solve the sums for single
             patients; empty in a simulation, where whoever runs it has all patients anyway.
+        min_patients: the least patients that a told group of them has, whatever a job says.
         own: where the tensors are kept that stay at this site in the run at hand; a folder of `folder` if not said.
     """
 
@@ -32,6 +33,7 @@ class Site:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     data_root: Path | None = None
     secret: str = ""
+    min_patients: int = 1
     own: Path = field(default=None, compare=False)  # type: ignore[assignment]  # it depends on folder
 
     def __post_init__(self) -> None:

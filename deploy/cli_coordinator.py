@@ -74,10 +74,14 @@ def run(
     sites: Annotated[
         str | None, typer.Option(metavar="A,B", help="Ask these sites only; default all that are active.")
     ] = None,
-    local_baseline: Annotated[
-        bool,
-        typer.Option("--local-baseline", help="Each site also trains alone, if its policy allows."),
-    ] = False,
+    compare: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="What the model is compared with: local (each site alone, if its policy allows), fine_tuned, "
+            "personalised, temperature, adapted, all or none.",
+        ),
+    ] = "none",
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How long to wait for sites that are not ready.")
     ] = 600,
@@ -103,8 +107,9 @@ def run(
     from server.federation import open_federation
     from server.runs import create_run
     from server.status import read_daemon
+    from shared_models.comparisons import read_comparisons
 
-    federation = open_federation(home)
+    comparisons, federation = read_comparisons(compare), open_federation(home)
     if not read_daemon(federation.paths).running:
         raise BadInput(f"no coordinator is running from {home}; `consilium coordinator start` starts it")
     selection_metric(job)
@@ -118,7 +123,7 @@ def run(
         if known[name] != "active":
             raise BadInput(f"--sites: {name} is {known[name]}; `consilium coordinator readmit {name}` lets it back in")
     created = create_run(
-        federation.paths.runs, job, federation.name, sites=named, local_baseline=local_baseline, wait_seconds=wait
+        federation.paths.runs, job, federation.name, sites=named, compare=comparisons, wait_seconds=wait
     )
     typer.echo(f"run      {created.path}")
     if not detach:
@@ -219,6 +224,9 @@ def results(run: RunName, home: CoordinatorHome = COORDINATOR) -> None:
     content = json.loads(report.read_text())
     if found.state().phase == "stopped":
         typer.echo(f"It was stopped ({found.state().reason}), so these are results on the way.")
+    for doubt in content.get("doubts", []):  # a report of an older version has none
+        if doubt["grave"]:
+            typer.echo(f"! {doubt['text']}")
     for sentence in content["answer"]:
         typer.echo(sentence)
     typer.echo(f"fingerprint  {content['run']['fingerprint']}")

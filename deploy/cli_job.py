@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -113,6 +114,7 @@ def _summary(job: Job) -> list[tuple[str, str]]:
     return [
         ("task", ": ".join(filter(None, [job.task.kind, ", ".join(job.task.classes)]))),
         ("data", _data(job)),
+        *_plan(job),
         ("hospitals", _hospitals(job)),
         ("model", f"{job.model.name}, {parameters:,} parameters"),
         *([("", f"begins with the weights of {job.model.pretrained}")] if job.model.pretrained else []),
@@ -130,6 +132,21 @@ def _data(job: Job) -> str:
     channels = f"{data.channels} channel{'s' if data.channels > 1 else ''}"
     spacing = f", resampled to {_by(data.spacing)} mm" if data.spacing else ""
     return f"{data.spatial_dims}D, {channels}, patches of {_by(data.crop)}{spacing}, normalisation {data.normalisation}"
+
+
+def _plan(job: Job) -> list[tuple[str, str]]:
+    """What will be decided before the first round, where anything is."""
+    statistics = job.federation.statistics
+    if statistics is None:
+        return []
+    keys = ", ".join(f"data.{key}" for key in statistics.decide)
+    most = math.prod(job.data.crop)
+    rows = [("plan", f"made before the first round from all hospitals' statistics; it decides {keys}")]
+    if "crop" in statistics.decide:
+        rows.append(("", f"the crop will have at most {most:,} voxels, as {_by(job.data.crop)} has"))
+    if statistics.harmonise:
+        rows.append(("", "images will be harmonised by landmarks"))
+    return rows
 
 
 def _hospitals(job: Job) -> str:

@@ -209,6 +209,7 @@ def allows(job: Job) -> dict[str, Any]:
         "max_hours_per_day": 24,
         "min_patients": 3,
         "metrics": list(metrics),
+        "statistics": job.federation.statistics is not None,
         "approve": "automatic",
     }
 

@@ -14,6 +14,7 @@ from server.events import EventLog
 from server.initial import initial_network
 from server.introduction import Introduction
 from server.participation import Site
+from server.planning import read_plan
 from server.rounds import run_rounds
 from shared_models.job import Job
 from shared_models.weights import Weights, fingerprint, schema, travelling
@@ -52,7 +53,7 @@ def make_server_app(
         network, pretrained = initial_network(job, run_dir)
         tensors, initial = schema(network, job.federation.share), travelling(network, job.federation.share)
         del network
-        state = _resume(store, initial, events)
+        state = resume(store, initial, events)
         events.emit(
             "run_started",
             name=job.name,
@@ -64,6 +65,8 @@ def make_server_app(
         del initial
         if pretrained and not state.round:
             events.emit("pretrained", **pretrained)
+        if (plan := read_plan(run_dir)) and not state.round:
+            events.emit("planned", decisions=plan["decisions"], left_out=plan["left_out"])
         introduction = Introduction(grid, job, events, wait_seconds)
         introduction.begin()
         others = {name: introduction.ready.pop(name) for name in not_federated if name in introduction.ready}
@@ -76,7 +79,8 @@ def make_server_app(
     return app
 
 
-def _resume(store: CheckpointStore, initial: Weights, events: EventLog) -> RunState:
+def resume(store: CheckpointStore, initial: Weights, events: EventLog) -> RunState:
+    """The state behind the last whole round, with later events cut off; the initial one where there is none."""
     damaged: list[str] = []
     found = store.load(damaged.append)
     if found is None:
@@ -89,6 +93,12 @@ def _resume(store: CheckpointStore, initial: Weights, events: EventLog) -> RunSt
     return state
 
 
+def best_of(state: RunState, store: CheckpointStore) -> tuple[Weights, int]:
+    """The model of the best round behind the last one, and its number."""
+    best = store.weights_of(state.best_round) if state.best_round not in (None, state.round) else state.weights
+    return best, state.best_round or state.round
+
+
 def _finish(
     state: RunState,
     store: CheckpointStore,
@@ -97,8 +107,7 @@ def _finish(
     sites: dict[str, Site],
     others: dict[str, Site],
 ) -> Result:
-    best = store.weights_of(state.best_round) if state.best_round not in (None, state.round) else state.weights
-    best_round = state.best_round or state.round
+    best, best_round = best_of(state, store)
     for name, weights, number in (("last", state.weights, state.round), ("best", best, best_round)):
         save_weights(
             run_dir / "models" / f"federated-{name}.safetensors",

@@ -6,6 +6,7 @@ It also keeps account of whom the run is waiting for, so that `consilium coordin
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from flwr.serverapp import Grid
 
 from server.participation import content_bytes
 from server.registry import Registry
+from shared_models import subgroups
 from shared_models.files import whole_file
 from shared_models.flower_messages import (
     ROOM,
@@ -232,9 +234,7 @@ class DeployedGrid(Grid):
         metadata, now = message.metadata, time.time()
         instruction = message.content.config_records["instruction"]
         # No answer is larger than the model that came with the question, but for the sums of an evaluation.
-        replicates = instruction.get("replicates")
-        sums = self._row_bytes * (replicates + 1) if isinstance(replicates, int) else 0
-        self._largest[message_id] = content_bytes(message.content) + sums + ROOM
+        self._largest[message_id] = content_bytes(message.content) + self._sum_bytes(message) + ROOM
         self._sent[message_id] = metadata.dst_node_id, self._since[metadata.dst_node_id]
         number = instruction.get("round")
         self._waiting[message_id] = Waiting(
@@ -244,6 +244,16 @@ class DeployedGrid(Grid):
             now,
             now + metadata.ttl if metadata.ttl < LONGEST_ORDER_SECONDS else None,
         )
+
+    def _sum_bytes(self, message: Message) -> int:
+        """The bytes of an evaluation's sums, those by group of patients included; 0 for any other question."""
+        instruction = message.content.config_records["instruction"]
+        replicates = instruction.get("replicates")
+        if not isinstance(replicates, int):
+            return 0
+        site, model, split = self._names[message.metadata.dst_node_id], str(instruction["model"]), instruction["split"]
+        groups = subgroups.shapes(self._signer.job, site, model, str(split), replicates)
+        return self._row_bytes * (replicates + 1) + 8 * sum(math.prod(shape) for shape in groups.values())
 
     def _write(self) -> None:
         with whole_file(self._file) as file:

@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,10 +26,12 @@ from server.checkpoint import disk_error
 from server.deployed_grid import DeployedGrid, Signer
 from server.events import EventLog
 from server.outcome import finish
+from server.planning import make_plan, planned_before
 from server.registry import Registry
 from server.runs import Run
 from shared_models.errors import ConsiliumError, RunStopped
 from shared_models.flower_runtime import RunNotRunning, Runtime, coordinator_task
+from shared_models.job import Job
 
 GO_ON = 75
 """EX_TEMPFAIL of sysexits.h: Flower's run was lost, not ours; it goes on from its last checkpoint in a new one."""
@@ -62,10 +65,13 @@ def main() -> int:
         with coordinator_task(runtime, assignment.token) as flower:
             key = load_pem_private_key(assignment.signing_key.encode(), None)
             assert isinstance(key, Ed25519PrivateKey)
-            settings, job = run.settings(), run.job()
-            signer = Signer(assignment.federation, run.name, job, settings["consilium"], key)
-            registry = Registry(Path(assignment.registry))
-            return _attempt(run, DeployedGrid(flower, registry, signer, run.waiting_file, settings["sites"]))
+            settings, registry = run.settings(), Registry(Path(assignment.registry))
+
+            def grid_of(job: Job) -> DeployedGrid:
+                signer = Signer(assignment.federation, run.name, job, settings["consilium"], key)
+                return DeployedGrid(flower, registry, signer, run.waiting_file, settings["sites"])
+
+            return _attempt(run, grid_of)
     except ConsiliumError as error:
         print(error, flush=True)
         return error.exit_code
@@ -76,17 +82,22 @@ def main() -> int:
         run.waiting_file.unlink(missing_ok=True)
 
 
-def _attempt(run: Run, grid: DeployedGrid) -> int:
+def _attempt(run: Run, grid_of: Callable[[Job], DeployedGrid]) -> int:
     began, settings, job = time.monotonic(), run.settings(), run.job()
     events = EventLog(run.path / "events.jsonl")
     error: ConsiliumError | None = None
 
     def after(grid: Grid, result: Result) -> None:
-        baselines.compare(grid, result, job, settings["compare"], run.path, events, share_local=False)
+        compared, not_compared = settings["compare"], settings["not_compared"]
+        baselines.compare(grid, result, job, compared, not_compared, run.path, events, share_local=False)
 
-    app = make_server_app(job, run.path, events, after, wait_seconds=settings["wait_seconds"])
     try:
         try:
+            if job.federation.statistics:  # every order is for one job, so the plan has a grid of its own
+                before, wait_seconds = planned_before(run.path, job), settings["wait_seconds"]
+                job = before or make_plan(run.path, job, grid_of(job), events, wait_seconds)
+            app = make_server_app(job, run.path, events, after, wait_seconds=settings["wait_seconds"])
+            grid = grid_of(job)
             app(grid, Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={}))
         except ConsiliumError as stopped:
             error = stopped

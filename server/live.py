@@ -69,7 +69,8 @@ class LiveDisplay:
             self._live.stop()
         report, content = self._run_dir / "report.html", self._run_dir / "report.json"
         if self._began and content.exists():
-            for sentence in json.loads(content.read_text(encoding="utf-8"))["answer"][:1]:
+            told = json.loads(content.read_text(encoding="utf-8"))
+            for sentence in [*told["answer"][:1], *(f"! {row['text']}" for row in told["doubts"] if row["grave"])]:
                 self._say(sentence)
         if self._began and report.exists():
             self._say(f"report   {report}")
@@ -103,6 +104,12 @@ class LiveDisplay:
         ):
             if event[key]:
                 self._say(f"! {_count(len(event[key]), 'tensor')} {what}, such as {event[key][0][:80]!r}")
+
+    def _planned(self, event: Event) -> None:
+        for decision in event["decisions"]:
+            self._say(f"plan   data.{decision['key']} {decision['value']}: {decision['why']}")
+        for site, reason in event["left_out"].items():
+            self._warn(f"{site} has no part in the plan: {reason}")
 
     def _site_ready(self, event: Event) -> None:
         if event["site"] != POOLED:
@@ -209,6 +216,12 @@ class LiveDisplay:
         self._print_round()
         self._baselines.append(event)
 
+    def _leave_one_out_started(self, event: Event) -> None:
+        self._print_round()
+        self._print_baselines()
+        rounds = _count(event["rounds"], "round")
+        self._say(f"leave-one-out {event['number']} of {event['federations']}: {rounds} without {event['site']}")
+
     def _judged(self, event: Event) -> None:
         self._print_round()
         self._print_baselines()
@@ -218,6 +231,7 @@ class LiveDisplay:
         for name, models in (
             ("pooled", [event for event in done if event["model"] == POOLED]),
             ("local", [event for event in done if event["model"].startswith(LOCAL)]),
+            ("leave-one-out", [event for event in done if event["model"].startswith("leave-one-out:")]),
         ):
             if models:
                 steps, seconds = (sum(event[key] for event in models) for key in ("steps", "seconds"))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.checkpoint import write_atomically
+from shared_models.comparisons import chosen
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
 from shared_models.job_file import dump_job, load_job, read_job
@@ -112,19 +113,21 @@ class Run:
 
 
 def create_run(
-    runs: Path, job_path: Path, federation: str, *, sites: Sequence[str], local_baseline: bool, wait_seconds: float
+    runs: Path, job_path: Path, federation: str, *, sites: Sequence[str], compare: Sequence[str], wait_seconds: float
 ) -> Run:
     """Makes the folder of a new run and puts it into the queue.
 
     Args:
         sites: the only sites to ask; all active ones when empty.
-        local_baseline: whether each site also trains on its own, to compare with; its policy must allow it.
+        compare: of `shared_models.comparisons.read_comparisons`; local trains each site on its own, if its policy
+            allows that.
         wait_seconds: how long sites are waited for.
 
     Raises:
-        BadInput: the job is none that can run.
+        BadInput: the job is none that can run, or what it shall be compared with does not fit it.
     """
     job = load_job(job_path)
+    comparisons, not_compared = chosen(compare, job, hospitals=None)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = f"{job.name[:100]}-{stamp}"
     for number in range(2, 100):
@@ -136,7 +139,8 @@ def create_run(
         "engine": "deployment",
         "federation": federation,
         "sites": sorted(set(sites)),
-        "compare": ["local"] if local_baseline else [],
+        "compare": comparisons,
+        "not_compared": not_compared,
         "wait_seconds": wait_seconds,
         "command": f"consilium coordinator run {job_path.name}",
     }

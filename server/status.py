@@ -23,6 +23,7 @@ STALE_SECONDS = 15.0
 
 QUESTIONS = {
     "query.prepare": "to say whether their data are fit for the job",
+    "query.statistics": "to count their training images for the preprocessing plan",
     "train.alone": "to train the local baseline",
     "evaluate": "to judge a model",
 }

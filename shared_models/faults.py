@@ -76,13 +76,13 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _BETWEEN_TOKENS = re.compile(r"[ ,;()]+")
 
 _WORDS = """
-    a after again alone an and another as asking at baseline bounds can day digits evaluate
-    federation.algorithm.name federation.rounds fields fingerprint form h here hospital's hours in job key keys
-    least letters lists local model model.name more most name no none number of offer on one or other out patients
-    policy policy: query.prepare question replicates required round run site split steps such task.classifier_steps
-    task.how.segmenter_steps task.kind test that
-    the these this time to today tomorrow train train.alone training training.local_steps unknown validation whole
-    wider with within without work yet _ . : -
+    a adapted after again alone an and another as asking at baseline best_round bounds can day digits evaluate
+    federation.algorithm.name federation.rounds federation.statistics fields fine_tuned fingerprint form h here
+    hospital's hours images in job key keys least letters lists local model model.name more most name no none number
+    of offer on one or other out patients personalised policy policy: query.prepare query.statistics question
+    replicates required round run site split statistics steps such task.classifier_steps task.how.segmenter_steps
+    task.kind temperature test that the these this time to today tomorrow train train.alone training
+    training.local_steps unknown validation variant whole wider with within without work yet _ . : -
 """
 WORDS = frozenset(_WORDS.split())
 """What a refusal is written with, beside numbers, the job's own words and the policy's lists."""
@@ -90,12 +90,21 @@ WORDS = frozenset(_WORDS.split())
 RULES = frozenset(
     [f"policy.{rule}" for rule in (
         "coordinators", "tasks", "models", "algorithms", "metrics", "max_rounds", "max_local_steps",
-        "max_hours_per_day", "min_patients", "local_baseline", "opening_hours", "protections.clip",
+        "max_hours_per_day", "min_patients", "local_baseline", "statistics", "opening_hours", "protections.clip",
         "protections.noise", "protections.secure_aggregation",
     )]
-    + [f"order.{rule}" for rule in ("question", "fields", "round", "steps", "replicates", "split", "model")]
+    + [f"order.{rule}" for rule in (
+        "question", "fields", "round", "best_round", "steps", "replicates", "split", "model", "variant",
+    )]
 )  # fmt: skip
 """What a refusal may name as the rule that says no."""
+
+NO_VARIANT: dict[str, str] = {
+    "no_personal": "it has no personal model, as it was in no round yet",
+    "no_validation": "it has no validation patients to fit a temperature on",
+    "no_statistics": "the network has no running statistics",
+}
+"""Why a site cannot make the variant of a model that it was asked to judge."""
 
 Check = Callable[[object], bool]
 
@@ -158,6 +167,7 @@ FAULTS: dict[str, _Kind] = {
     "input": _Kind("it could not do its part; the site's log says why"),
     # The job and the message
     "diverged": _Kind("its training loss in round {round} is not finite; lower the learning rate", {"round": _count}),
+    "variant": _Kind("it cannot judge this variant of the model: {reason}", {"reason": _one_of(NO_VARIANT)}),
     "weights": _Kind("the weights of the message are not of this job's model"),
     "message": _Kind("the message is not in the form of a question that it knows"),
     "version": _Kind(
@@ -253,6 +263,8 @@ def sentence(code: str, **parameters: Any) -> str:
         shown["reason"] = ORDERS[shown["reason"]]
     elif code == "withheld":
         shown["reason"] = WITHHELD[shown["reason"]]
+    elif code == "variant":
+        shown["reason"] = NO_VARIANT[shown["reason"]]
     elif code == "system":
         shown["errno"] = os.strerror(getattr(errno, shown["errno"]))
     elif code == "policy":

@@ -58,7 +58,7 @@ class Order:
     flower_run: int
     site: str
     question: str
-    """The type of Flower's message: query.prepare, train, train.alone or evaluate."""
+    """The type of Flower's message: query.prepare, query.statistics, train, train.alone or evaluate."""
     job_hash: str
     """SHA-256 of the job's canonical JSON, as hexadecimal digits."""
     version: str

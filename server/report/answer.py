@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.report.models import LOCAL, by_hospital, name_of
 from shared_models.page import fixed, interval_text, listed
 
 Row = dict[str, Any]
 
 HELPED, HARMED, UNCLEAR, UNDEFINED = "helped", "harmed", "no clear difference", "undefined"
 FEW_PATIENTS = 20
+"""Fewer test patients than this carry little weight, at a hospital or in all."""
 WIDE_INTERVAL = 0.10
 
 
@@ -40,7 +42,7 @@ def worst_hospital(report: Row, model: str, metric: str) -> Row | None:
     """The hospital where `model` does worst on `metric`: its name and numbers, or None where nothing is defined."""
     rows = {
         hospital: metrics[metric]
-        for hospital, metrics in report["models"].get(model, {}).items()
+        for hospital, metrics in by_hospital(report, model).items()
         if hospital != "all" and metrics.get(metric, {}).get("value") is not None
     }
     if not rows:
@@ -50,50 +52,108 @@ def worst_hospital(report: Row, model: str, metric: str) -> Row | None:
     return {"hospital": name, "metric": metric, **rows[name]}
 
 
-def answer(report: Row) -> list[str]:
-    """The sentences at the top of the report; `report` is everything of report.json but the answer itself."""
+def comparisons(report: Row) -> list[str]:
+    """Whether federation helps, against each hospital alone and all data in one place; and what the hospitals keep."""
     metric = report["headline_metric"]
     if metric is None or "federated" not in report["models"]:
         return ["This run holds no evaluation on held-out patients, so it cannot say whether federation helps."]
-    against_local = _against_local(report, metric)
-    against_pooled = _against_pooled(report, metric)
-    sentences = [text for text in (against_local, against_pooled) if text]
-    if not sentences:
-        sentences.append("No local or pooled baseline was evaluated, so this run cannot say whether federation helps.")
-    return sentences + _levels(report, metric)
+    against = [text for text in (_against_local(report, metric), _against_pooled(report, metric)) if text]
+    if not against:
+        against.append("No local or pooled baseline was evaluated, so this run cannot say whether federation helps.")
+    return against + _kept(report)
+
+
+def levels(report: Row) -> list[str]:
+    """How good the federated model is: over all hospitals, where it is worst, and how far the hospitals lie apart."""
+    metric = report["headline_metric"]
+    if metric is None or "federated" not in report["models"]:
+        return []
+    info = report["metrics"][metric]
+    label, digits = info["label"], info["digits"]
+    overall = report["models"]["federated"].get("all", {}).get(metric, {})
+    sentences = []
+    if overall.get("value") is not None:
+        sentences.append(
+            f"The federated model reaches {label} {fixed(overall['value'], digits)} over all hospitals "
+            f"({interval_text(overall, digits)}, {_cases(overall)})."
+        )
+    worst = report["worst_hospital"].get("federated")
+    if worst:
+        sentences.append(
+            f"It does worst at {worst['hospital']}: {label} {fixed(worst['value'], digits)} "
+            f"({interval_text(worst, digits)}, {_cases(worst)})."
+        )
+    spread = report["spread"].get("federated", {}).get(metric)
+    if spread and spread["range"]["value"] is not None:
+        sentences.append(
+            f"Best and worst of {spread['hospitals']} hospitals lie {fixed(spread['range']['value'], digits)} apart "
+            f"({interval_text(spread['range'], digits)}); their standard deviation is "
+            f"{fixed(spread['deviation']['value'], digits)}."
+        )
+    return sentences
+
+
+def calls(report: Row, comparison: str, metric: str) -> dict[str, list[str]]:
+    """Verdict -> the hospitals that it is passed on, of one comparison such as `federated-local`."""
+    found: dict[str, list[str]] = {HELPED: [], HARMED: [], UNCLEAR: [], UNDEFINED: []}
+    for hospital, by_metric in report["verdicts"].get(comparison, {}).items():
+        if hospital != "all" and metric in by_metric:
+            found[by_metric[metric]].append(hospital)
+    return found
+
+
+def kept_count(report: Row) -> dict[str, list[str]]:
+    """Model -> the hospitals that keep it, by the do-no-harm gate; most hospitals first."""
+    kept: dict[str, list[str]] = {}
+    for hospital, choice in report["choices"].items():
+        kept.setdefault(LOCAL if choice["kept"].startswith(LOCAL) else choice["kept"], []).append(hospital)
+    return dict(sorted(kept.items(), key=lambda entry: -len(entry[1])))
+
+
+def _kept(report: Row) -> list[str]:
+    kept = kept_count(report)
+    if not kept:
+        return []
+    total = sum(map(len, kept.values()))
+    (first, there), *others = kept.items()
+    verb = "keeps" if len(there) == 1 else "keep"
+    text = f"By their own validation patients, {len(there)} of {total} hospitals {verb} {_noun(first, there)}"
+    more = [f"{len(names)} {_noun(model, names)} ({listed(names)})" for model, names in others]
+    return [f"{text}, {listed(more)}." if more else f"{text}."]
+
+
+def _noun(model: str, hospitals: list[str]) -> str:
+    noun = name_of(model).noun
+    return noun.replace("its ", "their ") if len(hospitals) > 1 else noun
 
 
 def _against_local(report: Row, metric: str) -> str | None:
-    differences = report["differences"].get("federated-local", {})
-    calls: dict[str, list[str]] = {HELPED: [], HARMED: [], UNCLEAR: [], UNDEFINED: []}
-    for name in differences:
-        if name != "all" and metric in differences[name]:
-            calls[report["verdicts"]["federated-local"][name][metric]].append(name)
-    if not any(calls.values()):
+    found = calls(report, "federated-local", metric)
+    if not any(found.values()):
         return None
-    told = len(calls[HELPED]) + len(calls[HARMED]) + len(calls[UNCLEAR])
+    told = len(found[HELPED]) + len(found[HARMED]) + len(found[UNCLEAR])
     hospitals = f"{told} hospital{'' if told == 1 else 's'}"
-    if calls[HELPED]:
-        text = f"Federated training beats local training at {len(calls[HELPED])} of {hospitals}"
-        if calls[HARMED]:
-            text += f" and is worse at {len(calls[HARMED])}, {listed(calls[HARMED])}"
-    elif calls[HARMED]:
-        text = f"Federated training is worse than local training at {len(calls[HARMED])} of {hospitals}"
-        text += f", {listed(calls[HARMED])}, and beats it at none"
-    elif calls[UNCLEAR]:
+    if found[HELPED]:
+        text = f"Federated training beats local training at {len(found[HELPED])} of {hospitals}"
+        if found[HARMED]:
+            text += f" and is worse at {len(found[HARMED])}, {listed(found[HARMED])}"
+    elif found[HARMED]:
+        text = f"Federated training is worse than local training at {len(found[HARMED])} of {hospitals}"
+        text += f", {listed(found[HARMED])}, and beats it at none"
+    elif found[UNCLEAR]:
         text = f"Federated training shows no clear difference from local training at any of {hospitals}"
     else:
         return "Whether federated training beats local training cannot be told at any hospital."
-    text += _over_all(report, metric, calls)
+    text += _over_all(report, metric, found)
     rest = []
-    if calls[UNCLEAR] and (calls[HELPED] or calls[HARMED]):
-        rest.append(f"no clear difference at {listed(calls[UNCLEAR])}")
-    if calls[UNDEFINED]:
-        rest.append(f"it cannot be told at {listed(calls[UNDEFINED])}")
+    if found[UNCLEAR] and (found[HELPED] or found[HARMED]):
+        rest.append(f"no clear difference at {listed(found[UNCLEAR])}")
+    if found[UNDEFINED]:
+        rest.append(f"it cannot be told at {listed(found[UNDEFINED])}")
     return f"{text}; {', '.join(rest)}." if rest else f"{text}."
 
 
-def _over_all(report: Row, metric: str, calls: dict[str, list[str]]) -> str:
+def _over_all(report: Row, metric: str, found: dict[str, list[str]]) -> str:
     """The mean difference over the hospitals, which may well contradict those of the single hospitals."""
     overall = report["differences"]["federated-local"].get("all", {}).get(metric)
     if not overall or overall.get("value") is None:
@@ -101,7 +161,7 @@ def _over_all(report: Row, metric: str, calls: dict[str, list[str]]) -> str:
     info, call = report["metrics"][metric], report["verdicts"]["federated-local"]["all"][metric]
     change = fixed(overall["value"], info["digits"], signed=True)
     interval = interval_text(overall, info["digits"], signed=True)
-    if call in (HELPED, HARMED) and not calls[call]:
+    if call in (HELPED, HARMED) and not found[call]:
         better = "better" if call == HELPED else "worse"
         return f", but on average over the hospitals it is {better} ({info['label']} {change}, {interval})"
     return f" ({info['label']} {change} on average over the hospitals, {interval})"
@@ -122,44 +182,23 @@ def _against_pooled(report: Row, metric: str) -> str | None:
     return f"It is within {fixed(abs(overall['value']), digits)} of pooled training ({numbers}): no clear difference."
 
 
-def _levels(report: Row, metric: str) -> list[str]:
-    info = report["metrics"][metric]
-    label, digits = info["label"], info["digits"]
-    overall = report["models"]["federated"].get("all", {}).get(metric, {})
-    sentences = []
-    if overall.get("value") is not None:
-        sentences.append(
-            f"The federated model reaches {label} {fixed(overall['value'], digits)} over all hospitals "
-            f"({interval_text(overall, digits)}, {_cases(overall)})."
-        )
-    worst = report["worst_hospital"].get("federated")
-    if worst:
-        sentences.append(
-            f"It does worst at {worst['hospital']}: {label} {fixed(worst['value'], digits)} "
-            f"({interval_text(worst, digits)}, {_cases(worst)})."
-        )
-    return sentences
-
-
 def _cases(row: Row) -> str:
     return f"n = {row['n']} case{'' if row['n'] == 1 else 's'}" if row.get("n") is not None else "n not on record"
 
 
 def uncertain(report: Row) -> list[str]:
-    """Warnings about how much the numbers can carry: few patients, wide intervals, undefined metrics."""
+    """Where many patients still leave a wide interval, and which metrics are undefined where."""
     metric, split = report["headline_metric"], report["split"]
     digits = report["metrics"][metric]["digits"]
-    few, wide = [], []
+    wide = []
     for hospital, metrics in report["models"].get("federated", {}).items():
         row = metrics.get(metric, {})
         patients = report["sites"].get(hospital, {}).get("patients", {}).get(split)
-        if hospital != "all" and patients is not None and patients < FEW_PATIENTS:
-            few.append(f"{hospital} ({patients})")
-        elif hospital != "all" and row.get("low") is not None and row["high"] - row["low"] > WIDE_INTERVAL:
+        if hospital == "all" or row.get("low") is None or (patients is not None and patients < FEW_PATIENTS):
+            continue
+        if row["high"] - row["low"] > WIDE_INTERVAL:
             wide.append(f"{hospital} ({fixed(row['low'], digits)} to {fixed(row['high'], digits)})")
     sentences = []
-    if few:
-        sentences.append(f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}.")
     if wide and report["metrics"][metric]["larger_is_better"]:  # such metrics are shares: 0.1 is much of their range
         sentences.append(f"Wide intervals of {report['metrics'][metric]['label']}: {listed(wide)}.")
     return sentences + _undefined(report)
@@ -172,8 +211,8 @@ def _undefined(report: Row) -> list[str]:
     """
     main = [name for name, info in report["metrics"].items() if info["headline"]][1:]
     found: dict[str, tuple[list[str], list[str]]] = {}
-    for by_hospital in report["models"].values():
-        for hospital, metrics in by_hospital.items():
+    for judged in report["models"].values():
+        for hospital, metrics in judged.items():
             for name in main:
                 if name in metrics and metrics[name].get("value") is None:
                     why = metrics[name].get("why") or "no reason on record"

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FEDERATED, LOCAL, POOLED = "#0072B2", "#D55E00", "#4D4D4D"
+FEDERATED, LOCAL, POOLED, SCALED = "#0072B2", "#D55E00", "#4D4D4D", "#009E73"
 MODEL_STYLES = {"local": (LOCAL, "s"), "pooled": (POOLED, "D"), "federated": (FEDERATED, "o")}
+CALIBRATED = MODEL_STYLES | {"temperature-scaled": (SCALED, "^")}
+"""The models whose calibration is drawn."""
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#8C6D1F"]
 DASHES = ["-", "--", ":", "-."]
 STATUS_STYLES = {
@@ -74,6 +76,8 @@ def forest(rows: list[dict[str, Any]], label: str) -> str:
         label: of the metric, with its unit.
     """
 
+    from matplotlib.ticker import MaxNLocator
+
     def draw(figure: Figure) -> None:
         others = [other for other in ("local", "pooled") if any(row[f"federated-{other}"] for row in rows)]
         # Without anything to compare with, there is nothing to draw on the right.
@@ -96,10 +100,11 @@ def forest(rows: list[dict[str, Any]], label: str) -> str:
                 where = values.get_yaxis_transform()
                 values.text(0.02, index, "no value", transform=where, va="center", color="#66717D", fontsize=8)
         values.set_xlabel(f"{label} (95 % interval)")
-        values.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        values.set_yticks(range(len(rows)), [_with_n(row) for row in rows])
         values.set_ylim(len(rows) - 0.45, -0.55)
         for axes in panels:
             axes.grid(axis="x")
+            axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
             if len(rows) > 1:
@@ -108,6 +113,10 @@ def forest(rows: list[dict[str, Any]], label: str) -> str:
                 axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handletextpad=0.2, columnspacing=1)
 
     return svg(WIDTH, 1.15 + 0.46 * len(rows), draw)
+
+
+def _with_n(row: dict[str, Any]) -> str:
+    return f"{row['name']} (n = {row['n']})" if row["n"] is not None else str(row["name"])
 
 
 def _intervals(axes: Axes, rows: list[Any], offset: float, colour: str, marker: str, name: str) -> None:
@@ -244,14 +253,15 @@ def roc_and_reliability(report: dict[str, Any]) -> str | None:
                     _roc(
                         roc, curve, model, color=MODEL_STYLES[model][0], linestyle="-" if model == "federated" else "--"
                     )
-        for model, found in shown.items():
-            _reliability(reliability, found.get("reliability", {}), model)
+        for model in ("pooled", "federated", "temperature-scaled"):
+            if model in curves:
+                _reliability(reliability, curves[model].get("reliability", {}), model)
         for axes in (roc, reliability):
             axes.plot([0, 1], [0, 1], color="#8A94A0", linewidth=0.8, linestyle=":")
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.grid()
         roc.set(xlabel="False positive rate (1 \u2212 specificity)", ylabel="True positive rate (sensitivity)")
-        reliability.set(xlabel="Predicted probability (confidence)", ylabel="Observed share")
+        reliability.set(xlabel="Predicted probability (area: cases)", ylabel="Observed share that was right")
         roc.legend(loc="lower right", fontsize=8 if len(classes) < 8 else 6.5)
         reliability.legend(loc="upper left")
 
@@ -268,7 +278,7 @@ def _reliability(axes: Axes, bins: dict[str, list[Any]], model: str) -> None:
     points = zip(bins.get("confidence", []), bins.get("observed", []), bins.get("n", []), strict=True)
     there = [(x, y, n) for x, y, n in points if x is not None and y is not None and n]
     if there:
-        colour, marker = MODEL_STYLES[model]
+        colour, marker = CALIBRATED[model]
         xs, ys, counts = zip(*there, strict=True)
-        axes.plot(xs, ys, color=colour, linewidth=1.2, label=f"{model} (area: number of cases)")
+        axes.plot(xs, ys, color=colour, linewidth=1.2, marker=marker, markersize=4, label=f"{model}, n = {sum(counts)}")
         axes.scatter(xs, ys, s=[12 + 110 * n / max(counts) for n in counts], color=colour, marker=marker, alpha=0.75)

@@ -9,6 +9,8 @@ from typing import Any
 from server.checkpoint import write_atomically
 from server.judgement import LOCAL, POOLED
 from server.report import figures, tables
+from server.report.answer import comparisons
+from server.report.matrix import matrix
 from server.report.participation import STATUSES
 from server.report.record import RunRecord, read_record
 from server.report.summary import summarise
@@ -36,7 +38,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _render(record: RunRecord, report: Row) -> str:
-    metric = report["headline_metric"]
+    metric, selection, tiles = report["headline_metric"], report["run"]["selection_metric"], tables.tiles(report)
     return (
         environment(Path(__file__).parent)
         .get_template("report.html.j2")
@@ -47,6 +49,15 @@ def _render(record: RunRecord, report: Row) -> str:
                 "local": any(model.startswith(LOCAL) for model in report["models"]),
                 "pooled": POOLED in report["models"],
             },
+            answer=comparisons(report) if tiles else report["answer"],
+            tiles=tiles,
+            digits=report["metrics"][metric]["digits"] if metric else 0,
+            selected=report["metrics"].get(selection, {"label": selection})["label"],
+            overview=tables.overview(report, metric) if metric else [],
+            choices=tables.choices(report),
+            subgroups=tables.subgroups(report, metric) if metric else {},
+            least_patients=record.job.evaluation.subgroup_patients,
+            calibration=tables.calibration(report),
             job_text=record.job_text,
             comparisons={name: tables.comparison(report, name) for name in tables.summary_metrics(report)},
             details=tables.federated_details(report),
@@ -69,6 +80,9 @@ def _figures(report: Row) -> dict[str, str]:
     drawn: dict[str, str | None] = {}
     if metric and report["models"]:
         drawn["forest"] = figures.forest(tables.comparison(report, metric), label)
+        if len(report["models"]) > 1:
+            rows = tables.everywhere(report, metric)
+            drawn["matrix"] = matrix(rows, tables.hospitals(report), report["metrics"][metric])
     if report["rounds"]:
         drawn["curves"] = figures.learning_curves(report, name, label)
     if report["participation"]:

@@ -46,6 +46,7 @@ def participation(record: RunRecord) -> list[dict[str, Any]]:
                     "skipped": (reply or {}).get("skipped") or 0,
                     "steps": (reply or {}).get("steps") or 0,
                     "loss": (reply or {}).get("loss"),
+                    "update_norm": (reply or {}).get("update_norm"),
                     "seconds": (reply or {}).get("seconds"),
                     "bytes_sent": (reply or {}).get("bytes_up") or 0,
                     "bytes_received": (reply or {}).get("bytes_down") or 0,

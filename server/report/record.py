@@ -26,6 +26,7 @@ class RunRecord:
     events: list[Event]
     split: dict[str, Any] | None
     evaluations: dict[str, Any] | None
+    plan: dict[str, Any] | None = None
 
     def all(self, kind: str) -> list[Event]:
         """The events of one kind, in the order they happened."""
@@ -58,6 +59,7 @@ def read_record(folder: Path) -> RunRecord:
         events=list(read_events(events)) if events.exists() else [],
         split=_read_json_if_there(folder / "split.json"),
         evaluations=_read_json_if_there(folder / "evaluations.json"),
+        plan=_read_json_if_there(folder / "plan.json"),
     )
 
 

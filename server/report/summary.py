@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from server.report.answer import answer, uncertain, verdicts, worst_hospital
-from server.report.participation import left_out, participation, refusals, sites
+from server.report.answer import comparisons, kept_count, levels, uncertain, verdicts, worst_hospital
+from server.report.clock import clock
+from server.report.doubts import doubts
+from server.report.models import LOCAL, by_hospital
+from server.report.outliers import stood_out
+from server.report.participation import participation, refusals, sites
 from server.report.record import RunRecord
 from shared_models.page import digits, listed
 
@@ -30,19 +34,28 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "metrics": metrics,
         "models": models,
         "differences": evaluations.get("differences", {}),
+        "spread": evaluations.get("spread", {}),
+        "choices": evaluations.get("choices", {}),
+        "subgroups": evaluations.get("subgroups", []),
         "curves": evaluations.get("curves", {}),
         "rounds": _rounds(record, entries),
         "baselines": _baselines(record),
         "sites": _sites(record, entries),
         "participation": entries,
+        "plan": record.plan,
         "quarantine": _quarantine(record),
         "cost": _cost(record, entries),
+        "clock": clock(record, entries),
+        "stood_out": stood_out(record, entries),
     }
     report = finite(report)
     headline = report["headline_metric"]
     report["verdicts"] = verdicts(report)
-    report["worst_hospital"] = {model: worst_hospital(report, model, headline) for model in report["models"]}
-    report["answer"] = answer(report)
+    models = [*report["models"], *([LOCAL] if by_hospital(report, LOCAL) else [])]
+    report["worst_hospital"] = {model: worst_hospital(report, model, headline) for model in models}
+    report["kept_by"] = kept_count(report)
+    report["answer"] = comparisons(report) + levels(report)
+    report["doubts"] = doubts(report)
     report["warnings"] = _warnings(record, report)
     return report
 
@@ -78,11 +91,13 @@ def _identity(record: RunRecord) -> dict[str, Any]:
         "model": record.job.model.name,
         "parameters": start.get("parameters"),
         "bytes_model": start.get("bytes_model"),
-        "pretrained": _pretrained(record),
+        "pretrained": _of_event(record, "pretrained"),
         "sites": sites(record),
         "rounds_planned": record.job.federation.rounds,
         "rounds_finished": len({event["round"] for event in finished}),
+        "selection_metric": record.job.selection_metric(),
         "best_round": best_round,
+        "stopped_early": _of_event(record, "stopped_early"),
         "fingerprint": finished[-1]["fingerprint"] if finished else None,
         "best_fingerprint": next((e["fingerprint"] for e in finished if e["round"] == best_round), None),
         "resumed": sum(1 for event in record.all("run_started") if event.get("resumed_from") is not None),
@@ -90,17 +105,17 @@ def _identity(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _pretrained(record: RunRecord) -> dict[str, Any] | None:
-    """How the file with initial weights fitted the network; None where the job names none."""
-    event = record.last("pretrained")
+def _of_event(record: RunRecord, kind: str) -> dict[str, Any] | None:
+    """What the last event of a kind says; None where there is none."""
+    event = record.last(kind)
     return {key: value for key, value in event.items() if key not in ("event", "time")} if event else None
 
 
 def _metrics(evaluations: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Each metric with its label and direction, and the digits that its values deserve."""
     values: dict[str, list[float]] = {}
-    for by_hospital in evaluations.get("models", {}).values():
-        for rows in by_hospital.values():
+    for judged in evaluations.get("models", {}).values():
+        for rows in judged.values():
             for name, row in rows.items():
                 values.setdefault(name, []).append(row.get("value") or 0.0)
     declared = evaluations.get("metrics", {})
@@ -204,8 +219,8 @@ def _cost(record: RunRecord, entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _warnings(record: RunRecord, report: dict[str, Any]) -> list[str]:
-    texts = [f"{site} took no part: {row['refused']}" for site, row in report["sites"].items() if row["refused"]]
-    texts += left_out(report["participation"])
+    without = (record.plan or {}).get("left_out", {})
+    texts = [f"{site} has no part in the preprocessing plan: {reason.rstrip('.')}." for site, reason in without.items()]
     bad = report["quarantine"]
     if bad:
         where = len({row["site"] for row in bad})
@@ -216,6 +231,8 @@ def _warnings(record: RunRecord, report: dict[str, Any]) -> list[str]:
     by_text: dict[str, list[str]] = {}
     for site, row in report["sites"].items():
         for text in row["warnings"]:
+            if row["duplicates"] and text.endswith("in more than one split."):
+                continue  # a doubt says so already
             by_text.setdefault(text, []).append(site)
     texts += [f"{listed(places)}: {text}" for text, places in by_text.items()]
     texts += [event["text"] for event in record.all("warning")]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.report.answer import HARMED, HELPED, calls
+from server.report.models import LOCAL, by_hospital, compared_models, in_order, is_single_local, name_of
+
 Row = dict[str, Any]
 
 
@@ -35,13 +38,116 @@ def comparison(report: Row, metric: str) -> list[Row]:
     return rows
 
 
-def everywhere(report: Row, metric: str) -> list[Row]:
-    """Every model at every hospital: how a model does away from home."""
-    places = [*hospitals(report), "all"]
+def overview(report: Row, metric: str) -> list[Row]:
+    """One row for every model: over all hospitals, at its worst one, how far they lie apart, and what it is worth.
+
+    A difference to `local` is the mean over the hospitals. All local models together have no value over all hospitals.
+    """
     return [
-        {"model": model, "values": [by_hospital.get(place, {}).get(metric) for place in places]}
-        for model, by_hospital in report["models"].items()
+        {
+            "model": model,
+            "name": name_of(model),
+            "overall": by_hospital(report, model).get("all", {}).get(metric) if model != LOCAL else None,
+            "worst": report["worst_hospital"].get(model),
+            "spread": report["spread"].get(model, {}).get(metric),
+            "local": report["differences"].get(f"{model}-local", {}).get("all", {}).get(metric),
+            "calls": calls(report, f"{model}-local", metric),
+            "federated": _less_federated(report, model, metric),
+        }
+        for model in compared_models(report)
     ]
+
+
+def _less_federated(report: Row, model: str, metric: str) -> Row | None:
+    """A model minus the federated one over all hospitals; what is on record the other way round is turned."""
+    differences: dict[str, Row] = report["differences"]
+    row: Row | None = differences.get(f"{model}-federated", {}).get("all", {}).get(metric)
+    other = differences.get(f"federated-{model}", {}).get("all", {}).get(metric)
+    if row or not other or other["value"] is None:
+        return row
+    turned = {"value": -other["value"], "low": None, "high": None}
+    if other["low"] is not None and other["high"] is not None:
+        turned |= {"low": -other["high"], "high": -other["low"]}
+    return turned
+
+
+def everywhere(report: Row, metric: str) -> list[Row]:
+    """Every model at every hospital: each hospital's local one first. `home` are the hospitals whose own it is."""
+    places = [*hospitals(report), "all"]
+    single = [model for model in report["models"] if is_single_local(model)]
+    return [
+        {
+            "model": model,
+            "label": name_of(model).label,
+            "values": [report["models"][model].get(place, {}).get(metric) for place in places],
+            "home": [name_of(model).own or model == f"{LOCAL}:{place}" for place in places[:-1]],
+        }
+        for model in [*single, *in_order(model for model in report["models"] if model not in single)]
+    ]
+
+
+def calibration(report: Row) -> dict[str, list[Row]]:
+    """Calibration error and Brier score, where the task has them: metric -> each model's numbers at every hospital."""
+    places = [*hospitals(report), "all"]
+    return {
+        metric: [
+            {"name": name_of(model), "values": [found.get(place, {}).get(metric) for place in places]}
+            for model in compared_models(report)
+            if (found := by_hospital(report, model))
+        ]
+        for metric in ("calibration_error", "brier")
+        if metric in report["metrics"]
+    }
+
+
+def choices(report: Row) -> Row | None:
+    """What every hospital keeps, and the validation values it chose by; None without a do-no-harm gate."""
+    found = report["choices"]
+    if not found:
+        return None
+    candidates = in_order(dict.fromkeys(model for choice in found.values() for model in choice["validation"]))
+    return {
+        "candidates": [name_of(model) for model in candidates],
+        "rows": [
+            {
+                "hospital": hospital,
+                "kept": name_of(LOCAL if is_single_local(choice["kept"]) else choice["kept"]),
+                "values": [choice["validation"].get(model) for model in candidates],
+                "chosen": [model == choice["kept"] for model in candidates],
+            }
+            for hospital, choice in found.items()
+        ],
+    }
+
+
+def subgroups(report: Row, metric: str) -> dict[str, list[Row]]:
+    """Column -> a row for every group that has a case somewhere, or may have one."""
+    columns: dict[str, list[Row]] = {}
+    for row in report["subgroups"]:
+        if row["hospitals"] or row["withheld"]:
+            numbers = {"federated": row["metrics"].get(metric), "local": row["federated-local"].get(metric)}
+            columns.setdefault(row["column"], []).append(row | numbers)
+    return columns
+
+
+def tiles(report: Row) -> list[Row]:
+    """The numbers of the first screen: `label`, `value`, and what stands below it."""
+    metric = report["headline_metric"]
+    if metric is None or "federated" not in report["models"]:
+        return []
+    info, found = report["metrics"][metric], calls(report, "federated-local", metric)
+    total = sum(map(len, found.values()))
+    rows: list[Row] = []
+    if total:
+        rows.append({"label": "Hospitals helped", "count": len(found[HELPED]), "of": total, "tone": HELPED})
+        rows.append({"label": "Hospitals harmed", "count": len(found[HARMED]), "of": total, "tone": HARMED})
+    overall = report["models"]["federated"].get("all", {}).get(metric)
+    rows.append({"label": f"{info['label']}, all hospitals", "row": overall, "n": (overall or {}).get("n")})
+    if worst := report["worst_hospital"].get("federated"):
+        rows.append({"label": f"Worst: {worst['hospital']}", "row": worst, "n": worst.get("n")})
+    if spread := report["spread"].get("federated", {}).get(metric):
+        rows.append({"label": "Spread, best \u2212 worst", "row": spread["range"], "hospitals": spread["hospitals"]})
+    return rows
 
 
 def left_out_rows(report: Row) -> list[Row]:
@@ -75,8 +181,8 @@ def federated_details(report: Row) -> list[Row]:
 def baseline_seconds(report: Row) -> dict[str, float]:
     """Seconds of the baselines, the local ones together."""
     seconds = report["cost"]["seconds"]["baselines"]
-    local = [value for model, value in seconds.items() if model.startswith("local:")]
-    rows = {f"Baseline {model}": value for model, value in seconds.items() if not model.startswith("local:")}
+    local = [value for model, value in seconds.items() if is_single_local(model)]
+    rows = {f"Baseline {model}": value for model, value in seconds.items() if not is_single_local(model)}
     if local:
         rows[f"Local baselines of {len(local)} hospital{'s' if len(local) > 1 else ''}"] = sum(local)
     return rows

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from client.data.dataset import CaseCache, SiteData
 from client.egress import Withheld, release
 from client.policy import Policy
 from shared_models.faults import QUARANTINE
+from shared_models.job import Job
 from shared_models.weights import from_record, to_record
 from tests.client.door import (
     FIRST,
@@ -53,6 +55,24 @@ def test_what_left_is_listed_for_the_ledger(replies):
     assert released.numbers == dict(fresh(replies, "train")["numbers"])
     assert release(fresh(replies, "evaluate"), allowed("evaluate")).numbers == {"cases": 4.0, "patients": 4.0}
     assert [point["round"] for point in release(fresh(replies, "alone"), allowed("alone")).numbers["curve"]] == [1, 2]
+
+
+def test_a_class_that_nobody_annotates_may_be_missing_from_the_counts_of_a_job_that_asks(replies):
+    content = fresh(replies, "prepare")
+    summary = json.loads(content["prepared"]["summary"])
+    del summary["classes"]["train"]["large"]
+    content["prepared"]["summary"] = json.dumps(summary)
+    withheld(content, "prepare")
+    task = {"kind": "segmentation", "classes": ["small", "large"]}
+    data = {"data": {"spatial_dims": 2, "crop": [16, 16], "annotated": "drawn"}}
+    partly = Job.model_validate(JOB.model_dump(mode="json") | {"task": task} | data)
+    released = release(content, replace(allowed("prepare"), job=partly)).numbers
+    assert set(released["classes"]["train"]) == {"small"} and set(released["classes"]["test"]) == {"small", "large"}
+    assert any("annotates large" in warning for warning in released["warnings"])
+    summary["classes"]["train"]["Jane Doe"] = 1
+    content["prepared"]["summary"] = json.dumps(summary)
+    with pytest.raises(Withheld):
+        release(content, replace(allowed("prepare"), job=partly))
 
 
 def test_prepared_counts_pass_and_cases_become_numbers(replies):

@@ -9,6 +9,7 @@ from itertools import count
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, RecordDict
+from safetensors.numpy import load_file
 
 from client.app import ANSWERS
 from client.approvals import decide
@@ -22,6 +23,7 @@ from tests.client.asking import FLOWER_RUN, Coordinator, Here, hash_of
 from tests.client.door import ASKED, JOB, WEIGHTS, serialised
 
 NAME = "/data/patients/Jane Doe 1956.nii"
+JUDGE = ASKED["evaluate"][1]
 OTHER_JOB = Job.model_validate({**JOB.model_dump(), "seed": 3})
 
 
@@ -190,14 +192,16 @@ def test_what_the_policy_does_not_name_is_refused_with_the_rule_and_what_would_p
 @pytest.mark.parametrize(
     ("kind", "fields", "rule"),
     [
-        ("train", {"round": 3}, "order.round"),
-        ("train", {"round": 0}, "order.round"),
+        ("train", {"round": 3, "best_round": 0}, "order.round"),
+        ("train", {"round": 0, "best_round": 0}, "order.round"),
+        ("train", {"round": 1, "best_round": 9}, "order.best_round"),
         ("train", {}, "order.fields"),
         ("train.alone", {"steps": 10**9}, "order.steps"),
-        ("evaluate", {"split": "test", "replicates": 10**6, "model": "federated", "round": 1}, "order.replicates"),
-        ("evaluate", {"split": "everything", "replicates": 3, "model": "federated", "round": 1}, "order.split"),
-        ("evaluate", {"split": "test", "replicates": 3, "model": "../../x", "round": 1}, "order.model"),
-        ("evaluate", {"split": "test", "replicates": 3, "model": "/etc/x", "round": 1}, "order.model"),
+        ("evaluate", JUDGE | {"replicates": 10**6}, "order.replicates"),
+        ("evaluate", JUDGE | {"split": "everything"}, "order.split"),
+        ("evaluate", JUDGE | {"model": "../../x"}, "order.model"),
+        ("evaluate", JUDGE | {"model": "/etc/x"}, "order.model"),
+        ("evaluate", JUDGE | {"variant": "ensemble"}, "order.variant"),
     ],
 )
 def test_a_signed_order_cannot_ask_for_more_than_its_job(here, kind, fields, rule):
@@ -344,3 +348,27 @@ def test_bytes_made_to_break_the_reader_are_a_fault(here):
     data = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
     message.content["weights"] = ArrayRecord({name: Array("f", (1,), "numpy.ndarray", data) for name in WEIGHTS})
     refused(here.hospital.answer(message, "train", ANSWERS["train"]), "weights")
+
+
+def test_a_fine_tuned_model_stays_and_its_sums_leave(here):
+    order = here.coordinator.order("evaluate", fields=JUDGE | {"model": "fine-tuned", "variant": "fine_tuned"})
+    tuned = here.ask("evaluate", order)
+    assert set(tuned) == {"sums"}
+    [kept] = (here.config.work / "own" / order.run).glob("fine-tuned-*.safetensors")
+    written = kept.stat().st_mtime_ns
+    again = here.coordinator.order("evaluate", fields=order.fields)
+    assert serialised(here.ask("evaluate", again)) == serialised(tuned) and kept.stat().st_mtime_ns == written
+    assert [line["model"] for line in here.lines("answer")] == ["fine-tuned", "fine-tuned"]
+
+
+def test_the_model_that_the_gate_chose_is_written_down_whole(here):
+    order = here.coordinator.order("evaluate", fields=JUDGE | {"model": "kept"})
+    here.ask("evaluate", order)
+    kept = load_file(here.config.work / "own" / order.run / "kept.safetensors")
+    assert {name: hash_of(array) for name, array in kept.items()} == {n: hash_of(a) for n, a in WEIGHTS.items()}
+
+
+def test_a_variant_that_cannot_be_made_is_told_in_a_sentence(here):
+    for variant, says in (("adapted", "no running statistics"), ("personalised", "no personal model")):
+        order = here.coordinator.order("evaluate", fields=JUDGE | {"variant": variant})
+        assert says in refused(here.ask("evaluate", order), "variant")

@@ -42,9 +42,9 @@ OPEN = {
 }
 FIELDS: dict[str, dict[str, object]] = {
     "query.prepare": {},
-    "train": {"round": 3},
+    "train": {"round": 3, "best_round": 2},
     "train.alone": {"steps": 0},
-    "evaluate": {"model": "global", "split": "test", "replicates": 500, "round": 3},
+    "evaluate": {"model": "global", "split": "test", "replicates": 500, "round": 3, "variant": ""},
 }
 
 
@@ -122,10 +122,19 @@ def test_too_few_patients_to_train_on_refuse_the_job_and_to_judge_on_the_questio
     few = {"train": 9, "validation": 3, "test": 12}
     assert set(verdict(policy(), job(), patients=few)) == {"policy.min_patients"}
     assert answer(policy(), "train", patients=few) == {"policy.min_patients"}
-    on_validation = {"model": "global", "split": "validation", "replicates": 0, "round": 0}
+    on_validation = {"model": "global", "split": "validation", "replicates": 0, "round": 0, "variant": ""}
     assert answer(policy(), "evaluate", fields=on_validation, patients=few) == {"policy.min_patients"}
     assert answer(policy(), "evaluate", patients=few) == set()
     assert answer(policy(min_patients=3), "evaluate", fields=on_validation, patients=few) == set()
+
+
+def test_a_variant_rests_on_the_patients_that_it_is_made_with():
+    few, fitted = {"train": 12, "validation": 3, "test": 12}, FIELDS["evaluate"] | {"variant": "temperature"}
+    assert answer(policy(), "evaluate", fields=fitted, patients=few) == {"policy.min_patients"}
+    assert answer(policy(), "evaluate", fields=fitted) == set()
+    assert answer(policy(), "evaluate", fields=FIELDS["evaluate"] | {"variant": "adapted"}, patients=few) == set()
+    # Fine-tuning is a round of local steps, which a policy bounds in every job.
+    assert set(verdict(policy(max_local_steps=9), job(training={"local_steps": 10}))) == {"policy.max_local_steps"}
 
 
 @pytest.mark.parametrize(
@@ -196,6 +205,8 @@ def test_training_on_this_site_alone_needs_a_policy_that_allows_it():
         ("evaluate", {"split": ["test"]}, "order.split"),
         ("evaluate", {"model": "../../etc/passwd"}, "order.model"),
         ("evaluate", {"model": "a\nb"}, "order.model"),
+        ("evaluate", {"variant": "ensemble"}, "order.variant"),
+        ("evaluate", {"variant": 1}, "order.variant"),
     ],
 )
 def test_a_field_that_leads_out_of_the_job_is_refused(question: str, changed: dict[str, Any], rule: str):

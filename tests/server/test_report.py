@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from server.report import write_report
+from server.report import figures, tables, write_report
+from server.report.matrix import matrix
 from server.report.record import read_record
 from server.report.summary import summarise
 from shared_models.errors import BadInput
@@ -112,7 +113,9 @@ def test_every_failure_is_listed_with_its_reason_and_warned_of(tmp_path: Path) -
     }
     report, text = report_of(everywhere_helped(tmp_path / "run", replies=replies))
     assert len(report["participation"]) == 3 * 8
-    assert "riverside was left out of 2 of 8 rounds (failed 1, rejected 1)." in report["warnings"]
+    assert "riverside was left out of 2 of 8 rounds (failed 1, rejected 1)." in [
+        row["text"] for row in report["doubts"]
+    ]
     for reason in ("its worker was killed", "replied after 61 s", "head.weight holds 3 values"):
         assert reason in text
     assert report["sites"]["riverside"]["cases_used"] == 6 * 62
@@ -153,7 +156,6 @@ def test_few_patients_undefined_metrics_and_quarantine_stand_under_the_answer(tm
     report, text = report_of(fabricate(tmp_path / "run", found=found, extra=[warning]))
     assert report["warnings"] == [
         "1 case was quarantined at 1 hospital; the reasons are listed below.",
-        "Fewer than 20 test patients, so little weight: university (12).",
         "Wide intervals of Dice: riverside (0.772 to 0.912).",
         "No value of HD95 (mm) at riverside (no case has this class).",
         "north-clinic and riverside: Every training case is of one class.",
@@ -290,14 +292,121 @@ def test_a_classification_run_shows_roc_and_calibration(tmp_path: Path) -> None:
     assert 'alt="ROC curves and reliability' in (tmp_path / "run" / "report.html").read_text()
 
 
+def with_more_models(found: dict[str, Any]) -> dict[str, Any]:
+    """What further comparisons leave in evaluations.json."""
+    for model, gain in {"ensemble": -0.01, "fine-tuned": 0.02, "kept": 0.02}.items():
+        moved = json.loads(json.dumps(found["models"]["federated"]))
+        for rows in moved.values():
+            rows["dice"] |= {key: rows["dice"][key] + gain for key in ("value", "low", "high")}
+        found["models"][model] = moved
+        places = [*SITES, "all"]
+        found["differences"][f"{model}-federated"] = {site: {"dice": entry(gain, 0.005, None)} for site in places}
+        found["differences"][f"{model}-local"] = {site: {"dice": entry(0.02 + gain, 0.03, None)} for site in places}
+    kept = dict(zip(SITES, ("federated", "local", "federated"), strict=True))
+    values = {"local": 0.81, "federated": 0.83, "fine-tuned": 0.82}
+    found["choices"] = {site: {"kept": name, "validation": values} for site, name in kept.items()}
+    spread = {"range": entry(0.047, 0.01, None), "deviation": entry(0.019, 0.004, None), "hospitals": 3}
+    found["spread"] = {model: {"dice": spread} for model in ("federated", "pooled", "local")}
+    return found
+
+
+def test_every_model_has_its_row_and_its_label(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
+    report, text = report_of(fabricate(tmp_path / "run", found=found))
+    rows = {row["model"]: row for row in tables.overview(report, "dice")}
+    assert list(rows) == ["local", "federated", "pooled", "ensemble", "fine-tuned", "kept"]
+    assert rows["pooled"]["federated"]["value"] == pytest.approx(0.004)  # on record as federated minus pooled
+    assert rows["pooled"]["federated"]["low"] < rows["pooled"]["federated"]["value"]
+    assert (len(rows["ensemble"]["calls"]["helped"]), len(rows["fine-tuned"]["calls"]["helped"])) == (0, 3)
+    assert rows["local"]["worst"]["hospital"] == "riverside"
+    assert "Ensemble the mean of the probabilities of all local models" in text
+    assert "Fine-tuned the federated model trained on at the hospital" in text
+
+
+def test_spread_and_counts_are_numbers_of_the_first_screen(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict(zip(SITES, (0.04, 0.01, -0.05), strict=True))))
+    report, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert "Hospitals helped 1 of 3 Hospitals harmed 1 of 3" in text
+    assert "Spread, best \u2212 worst 0.047 [0.037, 0.057] 3 hospitals" in text
+    assert text.index("Spread, best") < text.index("Before you cite this") < text.index("Did it help?")
+    assert any("Best and worst of 3 hospitals lie 0.047 apart" in sentence for sentence in report["answer"])
+
+
+def test_what_the_hospitals_keep_is_counted(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
+    report, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert report["kept_by"] == {"federated": ["north-clinic", "university"], "local": ["riverside"]}
+    sentence = "2 of 3 hospitals keep the federated model, 1 its local model (riverside)."
+    assert sentence in report["answer"][2] and sentence in text
+
+
+def test_the_matrix_outlines_what_is_a_hospitals_own(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
+    folder = fabricate(tmp_path / "run", found=found)
+    report = facts_of(folder)
+    rows = tables.everywhere(report, "dice")
+    own = {row["model"]: row["home"] for row in rows}
+    assert own["local:riverside"] == [False, True, False] and own["federated"] == [False] * 3
+    assert own["kept"] == [True] * 3
+    drawn = matrix(rows, SITES, report["metrics"]["dice"])
+    assert drawn.count("stroke: #d55e00") == 3 + 3 + 3  # at home, fine-tuned, kept
+    assert 'alt="Dice of every model on every hospital' in write_report(folder).read_text()
+
+
+def test_a_matrix_of_equal_or_missing_values_is_drawn() -> None:
+    info = {"label": "HD95 (mm)", "digits": 2, "larger_is_better": False}
+    row = {"label": "Federated", "values": [{"value": 2.0}, None, {"value": None}], "home": [False, False]}
+    assert "<svg" in matrix([row], ["a", "b"], info)
+    assert "<svg" in matrix([row | {"values": [None] * 3}], ["a", "b"], info)
+
+
+def test_groups_of_patients_are_shown_and_small_ones_only_named(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    told = {"column": "sex", "group": "F", "hospitals": SITES[:2], "withheld": SITES[2:], "patients": 31, "cases": 40}
+    told |= {"metrics": {"dice": entry(0.853, 0.02, 40)}, "federated-local": {"dice": entry(0.031, 0.02, None)}}
+    silent = {"column": "sex", "group": "M", "hospitals": [], "withheld": SITES, "patients": 0, "cases": 0}
+    nobody = silent | {"group": "other", "withheld": []}
+    empty: dict[str, Any] = {"metrics": {}, "federated-local": {}}
+    found["subgroups"] = [told, silent | empty, nobody | empty]
+    _, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert "F 31 40 2 of 3 0.853 [0.833, 0.873] +0.031 [+0.011, +0.051]" in text
+    assert "M fewer than 5 patients" in text
+    assert "other fewer than" not in text  # every hospital has told of all of its cases
+
+
+def test_the_choice_of_the_round_is_on_record(tmp_path: Path) -> None:
+    early = {"event": "stopped_early", "round": 8, "patience": 3, "best_round": 5}
+    report, text = report_of(everywhere_helped(tmp_path / "run", extra=[early]))
+    assert report["run"]["stopped_early"] == {"round": 8, "patience": 3, "best_round": 5}
+    assert "The model of round 7 of 8 was judged: the best one by Dice on the hospitals' validation patients" in text
+    assert "stopped after round 8 of 8: 3 rounds brought nothing better than round 5" in text
+
+
+def test_calibration_stands_in_numbers_before_and_after_scaling(tmp_path: Path) -> None:
+    found = classification_evaluations()
+    for model, value in {"federated": 0.112, "temperature-scaled": 0.031}.items():
+        place = found["models"].setdefault(model, {site: {} for site in [*SITES, "all"]})
+        for rows in place.values():
+            rows["calibration_error"] = entry(value, 0.01)
+    info = {"label": "Calibration error", "larger_is_better": False, "unit": "", "headline": True}
+    found["metrics"]["calibration_error"] = info
+    found["curves"]["temperature-scaled"] = found["curves"]["federated"]
+    report, text = report_of(fabricate(tmp_path / "run", job("classification"), found))
+    assert "Temperature-scaled 0.031 [0.021, 0.041]" in text
+    drawn = figures.roc_and_reliability(report)
+    assert drawn and "#009e73" in drawn  # the curve after scaling
+
+
 def test_pictures_are_embedded(tmp_path: Path) -> None:
     from PIL import Image
 
     folder = everywhere_helped(tmp_path / "run")
     (folder / "pictures").mkdir()
-    for name in ("partition", "cases"):
+    for name in ("partition", "cases", "scanners"):
         Image.new("L", (4, 4)).save(folder / "pictures" / f"{name}.png")
-    assert write_report(folder).read_text().count("data:image/png;base64,") == 2
+    page = write_report(folder).read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "One patient seen by every scanner" in page
 
 
 def test_a_folder_that_is_no_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -312,9 +421,23 @@ def test_a_folder_that_is_no_run_is_refused_in_a_sentence(tmp_path: Path) -> Non
 def test_every_field_of_the_json_is_documented(tmp_path: Path) -> None:
     """docs/report.md names every field; names that come from data (hospitals, models, metrics) are left out."""
     replies = {2: {"riverside": {"status": "failed", "reason": "killed"}}}
-    report = facts_of(everywhere_helped(tmp_path / "run", replies=replies))
+    group = {"column": "sex", "group": "F", "hospitals": SITES, "withheld": [], "patients": 31, "cases": 40}
+    group |= {"metrics": {"dice": entry(0.8)}, "federated-local": {}}
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04))) | {"subgroups": [group]}
+    report = facts_of(fabricate(tmp_path / "run", found=found, replies=replies))
     document = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
-    from_data = {*SITES, "all", "dice", "hd95", "auroc", "train", "validation", "test", *report["models"]}
+    from_data = {
+        *SITES,
+        "all",
+        "dice",
+        "hd95",
+        "auroc",
+        "train",
+        "validation",
+        "test",
+        *report["models"],
+        *report["differences"],
+    }
 
     def fields(value: Any) -> set[str]:
         if isinstance(value, list):

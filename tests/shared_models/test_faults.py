@@ -45,6 +45,7 @@ EXAMPLES = {
     "policy": {"refusals": [REFUSAL]},
     "closed": {"hours": "20:00-06:00"},
     "withheld": {"reason": "tensor"},
+    "variant": {"reason": "no_validation"},
 }
 
 

@@ -32,7 +32,7 @@ def test_a_run_leaves_everything_that_a_reader_needs(write_job, squares, tmp_pat
     assert [event["round"] for event in events_of(out, "validated")] == [1, 2, 3]
     evaluations = json.loads((out / "evaluations.json").read_text())
     hospitals = ["hospital-1", "hospital-2", "hospital-3"]
-    assert list(evaluations["models"]) == ["federated", "pooled", *[f"local:{name}" for name in hospitals]]
+    assert list(evaluations["models"]) == ["federated", "pooled", *[f"local:{name}" for name in hospitals], "kept"]
     assert all(list(by_site) == [*hospitals, "all"] for by_site in evaluations["models"].values())
     assert evaluations["models"]["federated"]["all"]["auroc"]["value"] > 0.9
     assert (out / "report.html").stat().st_size > 10_000
@@ -139,7 +139,12 @@ def test_resume_takes_only_a_run_that_is_whole_and_unchanged(write_job, squares,
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_server_optimisers_resume_with_their_moments(write_job, squares, tmp_path, name):
-    job = write_job(federation={"rounds": 4, "algorithm": {"server_optimizer": {"name": name, "learning_rate": 0.1}}})
+    job = write_job(
+        federation={
+            "rounds": 4,
+            "algorithm": {"name": "fedavg", "server_optimizer": {"name": name, "learning_rate": 0.1}},
+        }
+    )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     simulate(SimulationRequest(job, squares, whole, workers=1, compare=()))
     shutil.copytree(whole, cut)
@@ -167,9 +172,10 @@ def test_normalisation_that_stays_at_home_is_each_hospitals_own_and_survives_a_s
     assert set(kept_at) == {"hospital-1", "hospital-2", "hospital-3"}
     last = {site: load_weights(folder / "round-000003.safetensors") for site, folder in kept_at.items()}
     assert len({fingerprint(tensors) for tensors in last.values()}) == 3
-    assert not travelled.keys() & last["hospital-1"].keys()
+    assert not travelled.keys() & {name.removeprefix("model/") for name in last["hospital-1"]}
     # A baseline is a whole model.
-    assert load_weights(out / "models" / "pooled.safetensors").keys() == travelled.keys() | last["hospital-1"].keys()
+    own = {name.removeprefix("model/") for name in last["hospital-1"]}
+    assert load_weights(out / "models" / "pooled.safetensors").keys() == travelled.keys() | own
 
     broken = tmp_path / "broken"
     request = SimulationRequest(job, squares, broken, workers=1)

@@ -31,6 +31,7 @@ def job_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["federation"] |= {"rounds": ROUNDS, "quorum": 2}
     values["training"]["local_steps"] = 3
     values["simulation"]["hospitals"] = 2
+    values["evaluation"]["subgroups"] = {"scanner": ["scanner-a", "scanner-b"], "level_mm": [-30, 30]}
     path = tmp_path_factory.mktemp("job") / "job.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -63,6 +64,19 @@ def test_the_network_gives_the_model_of_the_simulation_bit_for_bit(
     assert "allows it" in done.stdout.split("round 1/")[0]
     assert "complete, nobody was left out" in done.stdout
     assert len(done.stdout.splitlines()) < 40
+
+
+def test_groups_of_patients_are_told_as_in_the_simulation(network: LocalNetwork, simulated: Path) -> None:
+    """The same patients are behind the same values; the draws of the intervals are each hospital's own."""
+    tables = [json.loads((run / "evaluations.json").read_text())["subgroups"] for run in (last_run(network), simulated)]
+    # Of the slices' levels, one band has too few patients at either hospital: it takes the other one with it.
+    assert [row["group"] for row in tables[0] if row["hospitals"]] == ["scanner-a", "scanner-b"]
+    assert [row["withheld"] for row in tables[0] if row["column"] == "level_mm"] == [network.sites] * 2
+    for told, expected in zip(*tables, strict=True):
+        counted = ("column", "group", "patients", "cases", "hospitals", "withheld")
+        assert [told[key] for key in counted] == [expected[key] for key in counted]
+        values = [{name: entry["value"] for name, entry in row["metrics"].items()} for row in (told, expected)]
+        assert values[0] == values[1]
 
 
 def test_pictures_of_patients_are_at_the_hospital_only(network: LocalNetwork) -> None:
@@ -155,7 +169,7 @@ def test_a_model_of_one_hospitals_patients_is_judged_there_and_nowhere_else(
 ) -> None:
     for name in network.sites:
         set_policy(network, name, {"local_baseline": True})
-    done = network.run("run", job_path, "--local-baseline")
+    done = network.run("run", job_path, "--compare", "local,fine_tuned")
     assert done.returncode == 0, done.stdout + done.stderr
     run = last_run(network)
     judged = json.loads((run / "report.json").read_text())["differences"]["federated-local"]
@@ -164,6 +178,8 @@ def test_a_model_of_one_hospitals_patients_is_judged_there_and_nowhere_else(
         lines = [json.loads(line) for line in (network.work(name) / "ledger.jsonl").read_text().splitlines()]
         models = {str(line.get("model")) for line in lines if line["kind"] == "answer"}
         assert {model for model in models if model.startswith("local:")} == {f"local:{name}"}
+        assert {"fine-tuned", "kept"} <= models
+        assert (network.work(name) / "own" / run.name / "kept.safetensors").is_file()
 
 
 def test_a_suspended_hospital_is_told_and_comes_back_when_it_is_readmitted(network: LocalNetwork) -> None:

@@ -1,0 +1,202 @@
+"""Why a run should not be believed as it stands: what its own record speaks against it, gravest first.
+
+Every doubt is a sentence with its numbers and one that says what to do. A grave one means that the answer may be wrong;
+any other, that it holds for less than it seems to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+from server.report import outliers
+from server.report.answer import FEW_PATIENTS, HARMED, HELPED, calls
+from server.report.models import by_hospital, compared_models, name_of
+from server.report.participation import left_out
+from shared_models.page import fixed, listed, plural
+
+Row = dict[str, Any]
+
+RISE = 1.25
+"""A loss that ends this many times above its lowest value has risen."""
+GROWTH = 3.0
+"""Update norms that end this many times above those of the beginning have grown, where training should calm down."""
+MANY_SET_ASIDE = 0.10
+STILL_LEARNING = 0.005
+"""Gain of the last quarter of the rounds, as a share of the value, that says that training had not ended."""
+ROUNDS_TO_JUDGE = 3
+"""With fewer rounds, nothing can be said of how training went."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One reason; `kind` is a word for scripts."""
+
+    kind: str
+    grave: bool
+    text: str
+    remedy: str
+
+
+def doubts(report: Row) -> list[Row]:
+    """Every doubt about the run, the grave ones first; `report` is report.json but for this list."""
+    found = [doubt for check in CHECKS for doubt in check(report)]
+    return [asdict(doubt) for doubt in sorted(found, key=lambda doubt: not doubt.grave)]
+
+
+def diverged(report: Row) -> Iterator[Doubt]:
+    """Losses that are no numbers, a loss that rises, updates that grow."""
+    remedy = "Lower training.optimizer.learning_rate or take fewer local steps, and run it again."
+    undefined: dict[str, list[int]] = {}
+    for row in report["rounds"]:
+        for site, loss in row["loss_by_site"].items():
+            if loss is None:
+                undefined.setdefault(site, []).append(row["round"])
+    for site, numbers in undefined.items():
+        text = f"The training loss of {site} was not a number in {plural(len(numbers), 'round')}, first in round"
+        yield Doubt("loss_undefined", True, f"{text} {numbers[0]}: training diverged.", remedy)
+    losses = [(row["loss"], row["round"]) for row in report["rounds"] if row["loss"] is not None]
+    # The losses of networks that are trained against each other rise and fall by design.
+    if len(losses) >= ROUNDS_TO_JUDGE and report["task"] in ("segmentation", "classification", "anomaly"):
+        (lowest, place), first, last = min(losses), losses[0][0], losses[-1][0]
+        if last > RISE * lowest and last - lowest > 0.25 * (first - lowest):
+            text = f"The training loss rose from {fixed(lowest, 3)} in round {place} to {fixed(last, 3)} at the end"
+            yield Doubt("loss_rising", True, f"{text}: training diverged.", remedy)
+    norms = [row["update_norm"] for row in report["rounds"] if row["update_norm"] is not None]
+    third = len(norms) // 3
+    if third >= 2 and mean(norms[-third:]) > GROWTH * mean(norms[:third]) > 0:
+        began, ended = fixed(mean(norms[:third]), 2), fixed(mean(norms[-third:]), 2)
+        text = f"The norm of the global update grew from {began} to {ended} (means of {third} rounds)."
+        yield Doubt("update_growing", False, text, remedy)
+
+
+def subsets(report: Row) -> Iterator[Doubt]:
+    """Hospitals and cases that the numbers do not cover."""
+    judged = by_hospital(report, "federated")
+    for site, row in report["sites"].items():
+        if row["refused"] or (report["rounds"] and not row["rounds_used"]):
+            text = f"{site} took no part: {row['refused'] or 'no round holds an update of it'}"
+            remedy = "The model has not learnt from it: mend what kept it away, and run it again."
+            yield Doubt("hospital_unused", True, f"{text.rstrip('.')}.", remedy)
+        if judged and site not in judged and row["cases"].get(report["split"]):
+            have = plural(row["patients"].get(report["split"], 0), f"{report['split']} patient")
+            text = f"The {have} of {site} are in no number below: it gave no result for the federated model"
+            yield Doubt("hospital_unjudged", True, f"{text}.", "Look at its log, and resume the run.")
+        total = row["quarantined"] + sum(row["cases"].values())
+        if row["quarantined"] > MANY_SET_ASIDE * total:
+            text = f"{row['quarantined']} of {total} cases of {site} were set aside as unusable"
+            yield Doubt("many_set_aside", False, f"{text}.", "See the reasons under quarantined cases.")
+    places = {model: set(by_hospital(report, model)) - {"all"} for model in compared_models(report)}
+    for model, found in places.items():
+        if missing := sorted(places.get("federated", set()) - found):
+            text = f"{name_of(model).label} was not judged at {listed(missing)}, where the federated model was"
+            yield Doubt("judged_elsewhere", False, f"{text}.", "Compare the two hospital by hospital only.")
+    for sentence in left_out(report["participation"]):
+        yield Doubt("left_out", False, sentence, "See who took part.")
+
+
+def duplicates(report: Row) -> Iterator[Doubt]:
+    """Equal images in training and test data."""
+    found = {site: row["duplicates"] for site, row in report["sites"].items() if row["duplicates"]}
+    if found:
+        where = listed([f"{site} ({count})" for site, count in found.items()])
+        text = f"Images with equal pixels lie in different splits at {where}: models are tested on what they have seen."
+        yield Doubt("duplicates", True, text, "Remove the copies, or give them the same patient, and run it again.")
+
+
+def confounded(report: Row) -> Iterator[Doubt]:
+    """Classes that one hospital alone has: hospital and label then say the same."""
+    if report["task"] not in ("segmentation", "classification") or len(report["sites"]) < 2:
+        return
+    counts: dict[str, dict[str, int]] = {}
+    for site, row in report["sites"].items():
+        for by_class in row["classes"].values():
+            for name, cases in by_class.items():
+                counts.setdefault(name, {}).setdefault(site, 0)
+                counts[name][site] += cases
+    for name, by_site in list(counts.items())[report["task"] == "segmentation" :]:  # the first one is the background
+        have = [site for site, cases in by_site.items() if cases]
+        if len(have) == 1 and len(by_site) > 1:
+            text = (
+                f"Only {have[0]} has cases of '{name}' ({by_site[have[0]]}): label and hospital are confounded, and a "
+                "model can score well over all hospitals by telling the hospital."
+            )
+            remedy = "Read the hospitals' own rows, not the one over all, or divide the class among more hospitals."
+            yield Doubt("confounded", True, text, remedy)
+
+
+def few_patients(report: Row) -> Iterator[Doubt]:
+    """Numbers that rest on few patients."""
+    split, judged = report["split"], by_hospital(report, "federated")
+    have = {site: row["patients"].get(split) for site, row in report["sites"].items() if site in judged}
+    known = {site: count for site, count in have.items() if count is not None}
+    if not known:
+        return
+    remedy = "Give more patients to it (evaluation.test_share), or read its intervals and not its values."
+    if sum(known.values()) < FEW_PATIENTS:
+        text = f"All numbers rest on {plural(sum(known.values()), f'{split} patient')} in all"
+        yield Doubt("few_patients", True, f"{text}.", remedy)
+    elif few := [f"{site} ({count})" for site, count in known.items() if count < FEW_PATIENTS]:
+        text = f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}."
+        yield Doubt("few_patients", False, text, remedy)
+
+
+def out_of_line(report: Row) -> Iterator[Doubt]:
+    """Hospitals whose updates are unlike the others'."""
+    for sentence in outliers.sentences(report["stood_out"]):
+        yield Doubt("update_out_of_line", True, sentence, outliers.REMEDY)
+
+
+def worse_than_local(report: Row) -> Iterator[Doubt]:
+    """Hospitals that would have done better alone."""
+    found = calls(report, "federated-local", report["headline_metric"])
+    if found[HARMED]:
+        total = sum(map(len, found.values()))
+        text = (
+            f"Federated training is worse than local training at {listed(found[HARMED])} ({len(found[HARMED])} of "
+            f"{plural(total, 'hospital')} harmed, {len(found[HELPED])} helped)."
+        )
+        remedy = "Let hospitals keep what is best for them (fine-tuned, personalised), or try fedbn, ditto or fedprox."
+        yield Doubt("worse_than_local", False, text, remedy)
+
+
+def learning(report: Row) -> Iterator[Doubt]:
+    """A best round at the edge: training had not ended, or was best before it began."""
+    rows = [(row["round"], value) for row in report["rounds"] if (value := _selected(report, row)) is not None]
+    best, last = report["run"]["best_round"], report["run"]["rounds_finished"]
+    if best is None or len(rows) < ROUNDS_TO_JUDGE:
+        return
+    values, name = dict(rows), report["run"]["selection_metric"]
+    label = report["metrics"].get(name, {}).get("label", name)
+    if best == 1 < last:
+        text = f"The first round was the best one of {last} (validation {label} {fixed(values.get(1), 3)}, at the end "
+        text += f"{fixed(rows[-1][1], 3)}): the rounds after it made the model worse."
+        yield Doubt("best_round_first", False, text, "Lower the learning rate, or take fewer local steps.")
+    quarter = max(1, last // 4)
+    earlier = [value for number, value in rows if number <= last - quarter]
+    if best == last and earlier and best in values:
+        gain = values[best] - max(earlier)
+        if gain > STILL_LEARNING * abs(values[best]):
+            text = f"The last round, {last}, was the best one: validation {label} still rose by {fixed(gain, 3)} in "
+            text += "it." if quarter == 1 else f"the last {quarter} rounds."
+            yield Doubt("still_learning", False, text, "Train for more rounds: raise federation.rounds.")
+
+
+def _selected(report: Row, row: Row) -> float | None:
+    """The validation metric that picks the best round, after one round."""
+    value = row["validation"].get(report["run"]["selection_metric"])
+    return None if value is None else float(value)
+
+
+CHECKS: tuple[Callable[[Row], Iterator[Doubt]], ...] = (
+    diverged,
+    subsets,
+    duplicates,
+    confounded,
+    out_of_line,
+    few_patients,
+    worse_than_local,
+    learning,
+)
