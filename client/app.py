@@ -19,9 +19,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from client.allowed import Question
 from client.alone import train_alone
 from client.data.dataset import SiteData
-from client.egress import Question
 from client.hospital import Answer, Hospital
 from client.own_tensors import Own, keep_own, load_own, read_own
 from client.site import Site, bootstrap_seed

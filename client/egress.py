@@ -19,14 +19,15 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from client.allowed import LARGEST_COUNT, RECORDS, Allowed, Shape
 from client.data.manifest import SPLITS
 from client.data.preflight import warnings_of
-from client.policy import Policy, Refused
+from client.policy import Refused
 from shared_models import faults, subgroups
 from shared_models.errors import BadInput, ConsiliumError
 from shared_models.faults import QUARANTINE, Fault
@@ -37,60 +38,9 @@ from shared_models.tasks import task_of
 from shared_models.tasks.sums import GRID
 from shared_models.weights import from_record, to_record
 
-Question = Literal["prepare", "statistics", "train", "alone", "evaluate"]
-Shape = tuple[int, ...]
-
-_COUNT = 2**29 - 1
 _LARGEST_SUM = 2.0**40
 _LARGEST_HEADER = 4096  # bytes before the values of a numpy array
 _LARGEST_TEXT = 64 * 2**20  # bytes of a JSON text that is read; what leaves is far less
-_NUMBERS: dict[str, dict[str, tuple[type, float, float]]] = {
-    "train": {
-        "weight": (int, 1, _COUNT),
-        "cases": (int, 1, _COUNT),
-        "skipped": (int, 0, _COUNT),
-        "steps": (int, 1, _COUNT),
-        "loss": (float, -1e12, 1e12),
-        "seconds": (float, 0, 1e8),
-    },
-    "alone": {"steps": (int, 1, _COUNT), "seconds": (float, 0, 1e8), "best_round": (int, 1, _COUNT)},
-}
-_RECORDS: dict[Question, frozenset[str]] = {
-    "prepare": frozenset({"prepared"}),
-    "statistics": frozenset({"statistics"}),
-    "train": frozenset({"weights", "numbers"}),
-    "alone": frozenset({"weights", "numbers", "curve"}),
-    "evaluate": frozenset({"sums"}),
-}
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What the answer to one question may hold, beside a fault."""
-
-    question: Question
-    site: str
-    job: Job | None
-    """None while there is no job that the hospital trusts: then nothing but a fault may leave."""
-    tensors: Mapping[str, Shape] = field(default_factory=dict)
-    """float32, by name, in the order of the model."""
-    algorithm: Mapping[str, Shape] = field(default_factory=dict)
-    """float32, by name: what the algorithm sends beside the model."""
-    sums: Mapping[str, Shape] = field(default_factory=dict)
-    """float64, by name: the shape behind the axis of replicates."""
-    rows: int = 0
-    """Replicates and the data as they are."""
-    groups: Mapping[str, Shape] = field(default_factory=dict)
-    """float64, by name: the whole shape of sums by group of patients, see `shared_models.subgroups`."""
-    numbers: Mapping[str, tuple[type, float, float]] = field(default_factory=dict)
-    """By name: int or float, smallest, largest."""
-    min_patients: int = 1
-    patients: int = 0
-    """Patients that the answer rests on."""
-    categories: Mapping[str, str] = field(default_factory=dict)
-    """Why each case was set aside, as a key of QUARANTINE, by case id."""
-    words: frozenset[str] = frozenset()
-    """Names that a refusal may hold: those of the job and of the policy."""
 
 
 @dataclass(frozen=True)
@@ -122,74 +72,6 @@ class Withheld(Fault):
         super().__init__(f"The answer was not sent: {text}.", "withheld", reason=reason)
 
 
-def allowed_for(
-    job: Job | None,
-    question: Question,
-    *,
-    site: str,
-    policy: Policy,
-    shapes: Mapping[str, Shape] | None = None,
-    algorithm: Mapping[str, Shape] | None = None,
-    patients: Mapping[str, int] | None = None,
-    categories: Mapping[str, str] | None = None,
-    replicates: int = 0,
-    split: str = "",
-    model: str = "",
-) -> Allowed:
-    """What a question of a job may answer.
-
-    Args:
-        job: None allows nothing but a fault.
-        site: the name that the hospital is configured with.
-        shapes: of the tensors that travel, by name, in the order of the model; for train and alone.
-        algorithm: of the tensors that the algorithm sends beside them; for train.
-        patients: usable patients by split.
-        categories: of preflight's report, by case id; for prepare. A case that is not in it leaves as "other".
-        replicates: that an evaluation was asked for.
-        split: that an evaluation was asked for.
-        model: that an evaluation was asked for.
-    """
-    words = _words(policy.model_dump(mode="json"))
-    if job is None:
-        return Allowed(question, site, None, min_patients=policy.min_patients, words=words)
-    words |= _words(job.model_dump(mode="json")) | frozenset(task_of(job).metric_info())
-    sums: dict[str, Shape] = {}
-    groups: Mapping[str, Shape] = {}
-    behind, have = 0, patients or {}
-    if question == "evaluate":
-        sums = {name: values.shape[1:] for name, values in task_of(job).sums([], np.zeros((1, 0))).items()}
-        groups = subgroups.shapes(job, site, model, split, replicates)
-        behind = have.get(split, 0)
-    elif question in ("train", "statistics"):
-        behind = have.get("train", 0)
-    elif question == "alone":
-        # Its curve rests on the validation patients, where there are any.
-        behind = min(have.get("train", 0), have.get("validation", 0) or have.get("train", 0))
-    return Allowed(
-        question,
-        site,
-        job,
-        tensors=dict(shapes or {}) if question in ("train", "alone") else {},
-        algorithm=dict(algorithm or {}) if question == "train" else {},
-        sums=sums,
-        rows=replicates + 1,
-        groups=groups,
-        numbers=_NUMBERS.get(question, {}),
-        min_patients=policy.min_patients,
-        patients=behind,
-        categories=dict(categories or {}),
-        words=words,
-    )
-
-
-def _words(value: Any) -> frozenset[str]:
-    """Every text in a job or a policy."""
-    if isinstance(value, str):
-        return frozenset({value})
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return frozenset(word for child in children for word in _words(child))
-
-
 def release(content: RecordDict, allowed: Allowed) -> Released:
     """A new reply, written from the values of this one.
 
@@ -200,7 +82,7 @@ def release(content: RecordDict, allowed: Allowed) -> Released:
     """
     if "fault" in content:
         return _fault(content, allowed)
-    expected = _RECORDS[allowed.question] if allowed.job else frozenset()
+    expected = RECORDS[allowed.question] if allowed.job else frozenset()
     if allowed.algorithm:
         expected |= {"algorithm"}
     found = set(content)
@@ -416,7 +298,7 @@ def _prepared(record: ConfigRecord, allowed: Allowed, job: Job) -> Released:
     if not isinstance(by_split, dict) or set(by_split) != set(SPLITS):
         _withhold("number", "'classes' has other splits than train, validation and test")
     classes = {split: _class_counts(by_split[split], job) for split in SPLITS}
-    duplicates = int(_number(found["duplicates"], "duplicates", int, 0, _COUNT))
+    duplicates = int(_number(found["duplicates"], "duplicates", int, 0, LARGEST_COUNT))
     summary = {
         "cases": cases,
         "patients": patients,
@@ -440,7 +322,7 @@ def _class_counts(value: object, job: Job) -> dict[str, int]:
 def _counts(value: object, names: Collection[str], what: str) -> dict[str, int]:
     if not isinstance(value, dict) or set(value) != set(names):
         _withhold("number", f"'{what}' has other names than {', '.join(dict.fromkeys(names))}")
-    return {name: int(_number(value[name], what, int, 0, _COUNT)) for name in dict.fromkeys(names)}
+    return {name: int(_number(value[name], what, int, 0, LARGEST_COUNT)) for name in dict.fromkeys(names)}
 
 
 def _quarantined(value: object, categories: Mapping[str, str]) -> dict[str, str]:

@@ -25,10 +25,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from flwr.app import Message, RecordDict
 from pydantic import ValidationError
 
+from client.allowed import Allowed, Question, allowed_for
 from client.approvals import note_job
 from client.config import SiteConfig
 from client.data.manifest import SPLITS
-from client.egress import Allowed, Question, Released, Withheld, allowed_for, fault_content, fault_of, release
+from client.egress import Released, Withheld, fault_content, fault_of, release
 from client.ledger import Ledger
 from client.policy import Refused, judge_coordinator, judge_job, judge_question
 from client.site import Site

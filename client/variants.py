@@ -16,7 +16,7 @@ from client.data.manifest import Case
 from client.data.patches import random_patch
 from client.own_tensors import personal_model
 from client.site import Site
-from client.training import infer_cases, judge_cases, make_optimizers, memory_layout, train_round
+from client.training import infer_cases, make_optimizers, memory_layout, train_round
 from shared_models.faults import Fault
 from shared_models.files import whole_file
 from shared_models.job import Job
@@ -63,33 +63,21 @@ def keep_model(network: nn.Module, site: Site, job: Job, variant: str) -> None:
 
 
 def fine_tune(network: nn.Module, data: SiteData, site: Site, job: Job, task: Task) -> None:
-    """One more round of local steps on this site's own training patients, kept where it is better on validation.
+    """One more round of local steps on this site's own training patients, without an algorithm's correction.
 
-    The steps are those of the last round: its learning rate, its batches, and no algorithm's correction. What comes out
-    is kept at the site, so that the same model is not trained again when it is judged on another split.
+    The learning rate is that of the middle round: a schedule's last is too small to tune with. Whether it did any good
+    is for the do-no-harm gate to see. What comes out is kept at the site, so that the same model is not trained again
+    when it is judged on another split.
     """
     start = {name: array.copy() for name, array in travelling(network).items()}
     path = site.own / f"fine-tuned-{fingerprint(start)[:16]}.safetensors"
     if path.exists():
         load(network, load_safetensors(path.read_bytes()))
         return
-    before = _validation_value(network, data, job, task)
-    train_round(network, make_optimizers(network, job, task), data, job, task, site.name, job.federation.rounds)
+    middle = (job.federation.rounds + 1) // 2
+    train_round(network, make_optimizers(network, job, task), data, job, task, site.name, middle)
     network.zero_grad(set_to_none=True)
-    after = _validation_value(network, data, job, task)
-    if before is not None and not (after is not None and after > before):
-        load(network, start)
     _write(path, travelling(network), {})
-
-
-def _validation_value(network: nn.Module, data: SiteData, job: Job, task: Task) -> float | None:
-    """The selection metric on the validation patients; None where it has no value."""
-    cases = data.cases("validation")
-    if not cases:
-        return None
-    sums = task.sums(judge_cases(network, data, cases, job, task), np.ones((1, len(cases))))
-    value = float(task.metrics(sums).get(job.selection_metric(), np.array([np.nan]))[0])
-    return value if np.isfinite(value) else None
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from client.egress import Withheld, allowed_for, fault_content, fault_of, release
+from client.allowed import allowed_for
+from client.egress import Withheld, fault_content, fault_of, release
 from client.policy import Policy
 from shared_models.job import Job
 from shared_models.weights import travelling

@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.egress import Withheld, allowed_for, fault_content, fault_of, release
+from client.allowed import allowed_for
+from client.egress import Withheld, fault_content, fault_of, release
 from client.policy import QUESTIONS, Policy, Refusal, Refused, judge_coordinator, judge_job, judge_question
 from shared_models.errors import BadInput, RunStopped
 from shared_models.faults import QUARANTINE, Fault, read_fault

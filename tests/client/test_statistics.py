@@ -7,9 +7,10 @@ from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.allowed import allowed_for
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
-from client.egress import Withheld, allowed_for, release
+from client.egress import Withheld, release
 from client.policy import Policy
 from client.statistics import _Counting, tables_of
 from shared_models.faults import Fault, read_fault

@@ -8,8 +8,9 @@ from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.allowed import allowed_for
 from client.data.manifest import Case
-from client.egress import Withheld, allowed_for, release
+from client.egress import Withheld, release
 from client.site import Site
 from client.subgroups import group_members, subgroup_sums, suppressed
 from shared_models.job import Job

@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
+from client.allowed import allowed_for
 from client.app import prepare as answer_prepare
 from client.data.augment import augmentation
 from client.data.cache import CaseCache
@@ -21,7 +22,7 @@ from client.data.patches import random_patch
 from client.data.preflight import preflight
 from client.data.preprocess import case_keys, preparation, prepare
 from client.data.readers import stamp
-from client.egress import allowed_for, release
+from client.egress import release
 from client.policy import Policy
 from client.site import Site
 from client.training import _batches, _planned
