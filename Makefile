@@ -43,8 +43,13 @@ lint: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest -m "not system"
 
+# The faults of a network are mostly waited out, minutes each: they run beside everything else.
+FAULTS := tests/system/test_network_faults.py
+
 test-system: $(VENV)/installed-ray
-	$(BIN)/python -m pytest -m system
+	@log=$$(mktemp); $(BIN)/python -m pytest -m system $(FAULTS) >$$log 2>&1 & faults=$$!; \
+	$(BIN)/python -m pytest -m system --ignore=$(FAULTS); others=$$?; \
+	wait $$faults; beside=$$?; cat $$log; rm -f $$log; exit $$((others || beside))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

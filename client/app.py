@@ -60,7 +60,8 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     """Train the global model on your data for one round."""
     data, task, network = data_of(site, job), task_of(job), network_of(job, site.device)
     number, algorithm, began = _number(content, "round"), job.federation.algorithm, time.monotonic()
-    before = read_own(site, job, number - 1)
+    last_used = _number(content, "last_used")
+    before = read_own(site, job, last_used)
     if before.model:
         load(network, before.model, job.federation.share)
     _load(network, job, content)
@@ -76,7 +77,7 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
         reply["algorithm"] = to_record(sent.extra)
     personal = _train_personal(local, before.personal, data, task, site.name, number)
     kept = Own(model=own_part, algorithm=sent.kept, personal=personal)
-    keep_own(kept, site, number, _number(content, "best_round"))
+    keep_own(kept, site, number, last_used, _number(content, "best_round"))
     numbers: dict[str, int | float | list[int] | list[float]] = {
         "weight": sent.weight,
         "cases": progress.cases,

@@ -228,7 +228,11 @@ def what_leaves(job: Job, policy: Policy, *, tensors: int, megabytes: float) -> 
         tensors, megabytes: of the model that travels.
     """
     from shared_models.tasks import task_of  # imports torch
+    from shared_models.weights import schema
+    from shared_models.zoo import build
 
+    algorithm, share = job.federation.algorithm, job.federation.share
+    beside = list(algorithm.extra(schema(build(job), share)))
     metrics = dict.fromkeys(name.split("/")[0] for name in task_of(job).metric_info())
     every, rounds = job.evaluation.every, job.federation.rounds
     often = f"every {every} rounds" if every > 1 else "every round" if every else "after the last round"
@@ -240,6 +244,14 @@ def what_leaves(job: Job, policy: Policy, *, tensors: int, megabytes: float) -> 
         f"{often}: sums over the validation patients behind {', '.join(metrics)}",
         f"at the end: the same sums over the test patients, and over {job.evaluation.bootstrap} random redraws of them",
     ]
+    if beside:
+        lines[1] += f"; and what {algorithm.name} needs beside it, {len(beside)} tensors such as {beside[0]}"
+    if job.evaluation.subgroups:
+        least = max(job.evaluation.subgroup_patients, policy.min_patients)
+        lines.append(
+            f"at the end: the same sums for groups of test patients, by {', '.join(sorted(job.evaluation.subgroups))} "
+            f"of the manifest, none of fewer than {least} patients"
+        )
     if job.federation.statistics:
         lines.insert(
             1,

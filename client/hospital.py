@@ -291,7 +291,7 @@ def _place(order: Order, question: Question) -> dict[str, Any]:
         "flower_run": str(order.flower_run),
         "question": MESSAGES[question],
     }
-    return place | {key: order.fields[key] for key in ("round", "model", "split") if key in order.fields}
+    return place | {key: order.fields[key] for key in ("round", "model", "split", "variant") if key in order.fields}
 
 
 def _refuse(refusals: list[Any]) -> None:

@@ -1,7 +1,8 @@
 """What stays at a site from round to round: its own part of the model, and what the algorithm keeps for it.
 
-It is kept by round, because a run that was killed goes on from an earlier one, and because the model of the best round
-is judged with what the site had then.
+It is kept by round. A site goes on from the last round that its update was used in: one that came late, that was
+rejected, or whose round was tried again or lost when the run was killed, is as if it had never been, at both ends. And
+the model of the best round is judged with what the site had then.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ class Own:
     """The whole of a model that is this site's alone."""
 
 
-def keep_own(own: Own, site: Site, round_number: int, best_round: int) -> None:
+def keep_own(own: Own, site: Site, round_number: int, last_used: int, best_round: int) -> None:
     """Writes what a site has behind a round, and drops what nobody will ask for again.
 
     Args:
+        last_used: the round that it went on from: whether this one will count, it does not know yet.
         best_round: of the federation so far, which its last model may be judged with; 0 before the first.
     """
     tensors = {
@@ -55,11 +57,15 @@ def keep_own(own: Own, site: Site, round_number: int, best_round: int) -> None:
     with whole_file(site.own / f"round-{round_number:06d}.safetensors") as file:
         file.write(save(tensors))
     kept = _kept(site.own)
-    # The best round, or the last before it that this site took part in; and what a resumed run may go back to.
-    best = max((number for number in kept if number <= best_round), default=0)
-    for number, path in kept.items():
-        if number < round_number - 1 and number != best:
-            path.unlink(missing_ok=True)
+
+    def up_to(last: int) -> int:
+        """The round, or the last before it that this site took part in."""
+        return max((number for number in kept if number <= last), default=0)
+
+    # The one before `last_used` is gone on from if the coordinator's last checkpoint should be damaged.
+    wanted = {round_number, up_to(last_used), up_to(up_to(last_used) - 1), up_to(best_round)}
+    for number in kept.keys() - wanted:
+        kept[number].unlink(missing_ok=True)
 
 
 def read_own(site: Site, job: Job, round_number: int) -> Own:

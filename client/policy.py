@@ -23,7 +23,7 @@ from shared_models.section import Section
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "query.prepare": (),
     "query.statistics": (),
-    "train": ("round", "best_round"),
+    "train": ("round", "best_round", "last_used"),
     "train.alone": ("steps",),
     "evaluate": ("model", "split", "replicates", "round", "variant"),
 }
@@ -268,7 +268,13 @@ def _fields_refused(policy: Policy, job: Job, question: str, fields: Mapping[str
     steps, replicates = policy.max_local_steps, job.evaluation.bootstrap
     first = 1 if question == "train" else 0  # judged is also what is of no round, such as a baseline
     rounds = job.federation.rounds
-    bounds = {"round": (first, rounds), "best_round": (0, rounds), "steps": (0, steps), "replicates": (0, replicates)}
+    bounds = {
+        "round": (first, rounds),
+        "best_round": (0, rounds),
+        "last_used": (0, rounds),
+        "steps": (0, steps),
+        "replicates": (0, replicates),
+    }
     for key, (low, high) in bounds.items():
         if key in fields and key in expected:
             value, allowed = fields[key], f"{low} to {high}"

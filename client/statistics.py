@@ -78,8 +78,10 @@ def _patient(cases: Iterable[Case], data: SiteData, job: Job) -> Tables:
     found = {}
     for name in rows[0]:
         values = np.stack([row[name] for row in rows])
-        is_share = name in ("intensity", "foreground", "landmarks", "voxels")
+        is_share = name in ("intensity", "foreground", "landmarks")
         found[name] = np.floor(values.mean(axis=0) * MILLION) if is_share else values.max(axis=0)
+    if found["spacing_known"][1]:
+        found["spacing_known"][0] = 0
     return found
 
 
@@ -104,9 +106,8 @@ def _case(decoded: Decoded, case: Case, job: Job, unprepared: Job) -> Tables:
             tables["landmark_patients"][channel] = 1
         if "foreground" in tables:
             tables["foreground"][channel] = _shares(values[label[0] > 0], INTENSITY)
-    if "voxels" in tables:
-        tables["voxels"][:] = np.bincount(label.ravel(), minlength=len(tables["voxels"])) / label.size
-        tables["classes"][:] = tables["voxels"] > 0
+    if job.task.label == "mask":
+        tables["classes"][np.unique(label)] = 1
     elif job.task.label == "class":
         tables["classes"][:] = label if label.ndim else np.arange(len(tables["classes"])) == label
     return tables
@@ -155,8 +156,6 @@ class _Counting:
         for name in CATEGORIES:
             few = (tables[name] > 0) & (tables[name] < self._least)
             tables[name][few] = 0
-            if name == "classes" and "voxels" in tables:
-                tables["voxels"][few] = 0
             suppressed += int(few.sum())
         few = tables["landmark_patients"] < self._least
         tables["landmark_patients"][few] = tables["landmarks"][few] = 0

@@ -66,8 +66,8 @@ def fine_tune(network: nn.Module, data: SiteData, site: Site, job: Job, task: Ta
     """One more round of local steps on this site's own training patients, without an algorithm's correction.
 
     The learning rate is that of the middle round: a schedule's last is too small to tune with. Whether it did any good
-    is for the do-no-harm gate to see. What comes out is kept at the site, so that the same model is not trained again
-    when it is judged on another split.
+    is for the do-no-harm gate to see. What comes out is kept at the site until another model is tuned, so that the same
+    one is not trained again when it is judged on another split.
     """
     start = {name: array.copy() for name, array in travelling(network).items()}
     path = site.own / f"fine-tuned-{fingerprint(start)[:16]}.safetensors"
@@ -77,6 +77,8 @@ def fine_tune(network: nn.Module, data: SiteData, site: Site, job: Job, task: Ta
     middle = (job.federation.rounds + 1) // 2
     train_round(network, make_optimizers(network, job, task), data, job, task, site.name, middle)
     network.zero_grad(set_to_none=True)
+    for other in site.own.glob("fine-tuned-*.safetensors"):  # or who asks with many models fills the disk
+        other.unlink()
     _write(path, travelling(network), {})
 
 

@@ -16,11 +16,10 @@ from typing import Annotated
 import typer
 
 from deploy import cli_compare, cli_coordinator, cli_job, cli_models, cli_site, cli_sweep
-from deploy.options import Device, refuse_others
+from deploy.options import INTERRUPTED, Device, refuse_others
 from shared_models.errors import BadInput, ConsiliumError, RunStopped
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
-INTERRUPTED = 130  # what shells report for Ctrl-C
 
 app = typer.Typer(
     name="consilium",
@@ -192,6 +191,8 @@ def partition(
     split.save(out)
     patients = sum(len(members) for members in split.hospitals.values())
     typer.echo(f"Wrote {out}: {patients} patients in {len(split.hospitals)} hospitals, hash {split.hash[:16]}.")
+    if left_out := sum(map(len, split.left_out.values())):
+        typer.echo(f"! {left_out} patients are in no hospital, because of simulation.missing_classes.")
 
 
 @app.command()

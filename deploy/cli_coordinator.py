@@ -9,6 +9,7 @@ import typer
 
 from deploy import cli_enrol
 from deploy.cli_enrol import COORDINATOR, CoordinatorHome, PassphraseFile
+from deploy.options import INTERRUPTED
 from deploy.passphrase import ask_passphrase
 from shared_models.errors import BadInput
 
@@ -29,7 +30,6 @@ for _name, _function in cli_enrol.COORDINATOR_COMMANDS.items():
     app.command(_name)(_function)
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its folder's name in runs/.")]
-INTERRUPTED = 130
 
 
 @app.command()

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy import cli_compare, cli_job
-from deploy.options import Device, refuse_others
+from deploy.options import INTERRUPTED, Device, refuse_others
 from shared_models.errors import BadInput
 
 if TYPE_CHECKING:
     from simulation.sweep import Sweep
 
-INTERRUPTED = 130  # what shells report for Ctrl-C
 COMMAND = [str(Path(sys.executable).with_name("consilium"))]
 
 

@@ -1,4 +1,4 @@
-"""What `consilium simulate` and `consilium sweep` have in common in their options."""
+"""What several commands have in common: options, and the exit code of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from enum import StrEnum
 import typer
 
 from shared_models.errors import BadInput
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 class Device(StrEnum):

@@ -41,6 +41,8 @@ class RunState:
     """Validations since the best one."""
     algorithm: Weights = field(default_factory=dict)
     """The server's tensors of the algorithm, see `Algorithm.initial_state`."""
+    last_used: dict[str, int] = field(default_factory=dict)
+    """By site, the last round that its update is in: what the site had behind that round is what it goes on from."""
 
 
 class CheckpointStore:
@@ -68,6 +70,7 @@ class CheckpointStore:
             "best_round": state.best_round,
             "best_value": state.best_value,
             "without_better": state.without_better,
+            "last_used": state.last_used,
             "job_hash": self._job_hash,
             "events_size": events_size,
             "fingerprints": {
@@ -122,6 +125,7 @@ class CheckpointStore:
             best_round=note["best_round"],
             best_value=note["best_value"],
             without_better=note["without_better"],
+            last_used=note["last_used"],
         )
         self._best_before = state.best_round
         return state, int(note["events_size"])

@@ -25,9 +25,8 @@ class Attempt:
     """What one attempt at a round has gathered."""
 
     total: Aggregator
-    sites: int = 0
-    """Whose updates were admitted."""
-    weight: float = 0.0
+    weights: dict[str, int] = field(default_factory=dict)
+    """What every admitted update counts, by site."""
     loss: float = 0.0
     """Σ weight · loss."""
     updates: dict[str, Weights] = field(default_factory=dict)
@@ -38,8 +37,7 @@ class Attempt:
     def fold(self, site: str, update: Update, keep: bool) -> None:
         """Takes an admitted update in."""
         self.total.add(site, update.tensors | update.extra, update.weight)
-        self.sites += 1
-        self.weight += update.weight
+        self.weights[site] = update.weight
         self.loss += update.loss * update.weight
         if keep:
             self.updates[site] = update.tensors
@@ -101,9 +99,14 @@ class Gatherer:
         self, sites: Sequence[Site], starts: Mapping[str, ArrayRecord], place: tuple[int, int]
     ) -> Iterator[tuple[str, Update]]:
         """What is fit to be summed, with the name of its site; the rest only goes on record."""
-        order = instruction(self._job, round=place[0], best_round=self._state.best_round or 0)
         requests, cases = {}, {site.name: site.cases["train"] for site in sites}
         for site in sites:
+            order = instruction(
+                self._job,
+                round=place[0],
+                best_round=self._state.best_round or 0,
+                last_used=self._state.last_used.get(site.name, 0),
+            )
             content = RecordDict({"instruction": order, "weights": starts[site.name]})
             if self._sent:
                 content["algorithm"] = self._sent

@@ -52,6 +52,7 @@ class Introduction:
 
     Attributes:
         ready: the sites that can do the job, by name.
+        refused: those that cannot, or were not heard of, with the reason.
     """
 
     def __init__(self, grid: Grid, job: Job, events: EventLog, wait_seconds: float | None = None) -> None:
@@ -66,7 +67,7 @@ class Introduction:
         self._content = RecordDict({"instruction": instruction(job)})
         self._asked: dict[str, tuple[int, str | None, float]] = {}  # message id -> node, its site and when
         self._answered: dict[int, float] = {}  # node -> when it may be asked again
-        self._refused: set[str] = set()
+        self.refused: dict[str, str] = {}
         self._not_yet: dict[str, str] = {}  # site -> why it will be asked again
 
     def begin(self) -> None:
@@ -86,7 +87,7 @@ class Introduction:
             wait(pause)
             if self._wait_seconds is not None:
                 self.ask()
-        for name in sorted(self._missing() - self._refused):
+        for name in sorted(self._missing() - self.refused.keys()):
             self._refuse(name, self._not_yet.get(name, "it was not connected when the rounds began"))
         if not self.ready:
             raise RunStopped("no site is ready: see the reasons above, mend the manifests and start again")
@@ -159,7 +160,7 @@ class Introduction:
     def _is_worth_waiting(self, began: float) -> bool:
         if self._wait_seconds is None or time.monotonic() - began >= self._wait_seconds:
             return False
-        return bool(self._missing() - self._refused)
+        return bool(self._missing() - self.refused.keys())
 
     def _take(self, node: int, known: str | None, message: Message, seconds: float) -> None:
         fault = fault_of(message)
@@ -184,14 +185,14 @@ class Introduction:
             self._refuse(name, "its answer was not understood")
             return
         self.ready[name] = Site(name, node, {split: count for split, count in summary.cases.items()})
-        self._refused.discard(name)
+        self.refused.pop(name, None)
         self._not_yet.pop(name, None)
         # A simulated site has this very version, and no policy.
         deployed = {"version": shown(str(record["version"]), 100)} if "version" in record else {}
         self._events.emit("site_ready", site=name, seconds=round(seconds, 3), **deployed, **summary.model_dump())
 
     def _refuse(self, name: str, reason: str) -> None:
-        self._refused.add(name)
+        self.refused[name] = reason
         self._not_yet.pop(name, None)
         self._events.emit("site_refused", site=name, reason=reason)
 

@@ -56,9 +56,10 @@ def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, e
     if value is None and state.round == job.federation.rounds and job.selection_metric() not in overall:
         events.emit("warning", text=f"evaluation.select: there is no metric '{job.selection_metric()}'")
     best = value is not None and (state.best_value is None or value > state.best_value)
-    state.without_better += 1
     if best:
         state.best_round, state.best_value, state.without_better = state.round, value, 0
+    elif value is not None:  # a metric without a value says nothing about patience
+        state.without_better += 1
     events.emit("validated", round=state.round, metrics=overall, by_site=metrics, best=best)
 
 

@@ -40,12 +40,11 @@ def train_without_each(grid: Grid, result: Result, job: Job, run_dir: Path, even
         events.emit("warning", text=sentence, left_out=True)
         return
     for number, name in enumerate(names, 1):
-        if is_finished(run_dir, f"{LEAVE_ONE_OUT}:{name}", events):
-            continue
-        events.emit(
-            "leave_one_out_started", site=name, number=number, federations=len(names), rounds=job.federation.rounds
-        )
-        _train_without(grid, name, result, job, run_dir, events)
+        if not is_finished(run_dir, f"{LEAVE_ONE_OUT}:{name}", events):
+            rounds = job.federation.rounds
+            events.emit("leave_one_out_started", site=name, number=number, federations=len(names), rounds=rounds)
+            _train_without(grid, name, result, job, run_dir, events)
+        _say_what_was_missing(name, run_dir, events)
 
 
 def _train_without(grid: Grid, name: str, result: Result, job: Job, run_dir: Path, events: EventLog) -> None:
@@ -60,6 +59,16 @@ def _train_without(grid: Grid, name: str, result: Result, job: Job, run_dir: Pat
     weights, best_round = best_of(state, store)
     note = {"model": f"{LEAVE_ONE_OUT}:{name}", **_learnt(folder / "events.jsonl"), "best_round": best_round}
     keep_baseline(run_dir, job, weights, note, events)
+
+
+def _say_what_was_missing(name: str, run_dir: Path, events: EventLog) -> None:
+    """The updates that were not used are on record in the federation's own events, which the report does not show."""
+    path = run_dir / LEAVE_ONE_OUT / name / "events.jsonl"
+    replies = [event for event in read_events(path) if event["event"] == "site_replied"]
+    missing = sorted({event["site"] for event in replies if event["status"] != "used"})
+    if missing:
+        text = f"the federation without {name} lacks updates of {', '.join(missing)}: {path} says which, and why"
+        events.emit("warning", text=text, left_out=True)
 
 
 def _learnt(path: Path) -> dict[str, Any]:

@@ -177,6 +177,12 @@ class LiveDisplay:
         self._value = event["metrics"].get(self._metric)
         self._print_round(event)
 
+    def _stopped_early(self, event: Event) -> None:
+        self._print_round()
+        for_nothing = _count(event["patience"], "validation")
+        self._say(f"ends early: {for_nothing} in a row brought nothing better than round {event['best_round']}")
+        self._rounds = event["round"]
+
     def _print_round(self, validated: Event | None = None) -> None:
         """The lasting line of the round that is done, if there is one to print."""
         event, self._finished = self._finished, None

@@ -90,16 +90,18 @@ def _with(job: Job, decisions: list[Decision]) -> Job:
 
 def _spacing(tables: Tables) -> Decision:
     """The median of every axis; of slices that are thick, the 10th percentile of their thickness."""
-    known, unknown = tables["spacing_known"].astype(int).tolist()
+    # Not their own cell, which is empty where they are too few to be told of.
+    patients = int(tables["patients"][0])
+    unknown = patients - int(tables["spacing_known"][0])
     if unknown:
-        why = f"the images of {unknown} of {known + unknown} patients do not say their voxel size, so grids are kept"
+        why = f"the images of {unknown} of {patients} patients do not say their voxel size, so grids are kept"
         return Decision("spacing", None, why)
     spacing, extent = _by_axis(tables["spacing"], SPACING, 0.5), _by_axis(tables["extent"], EXTENT, 0.5)
     shape = [size / step for size, step in zip(extent, spacing, strict=True)]
     worst = int(np.argmax(spacing))
     others = [axis for axis in range(len(spacing)) if axis != worst]
     finest_of_others, fewest_of_others = max(spacing[axis] for axis in others), min(shape[axis] for axis in others)
-    why = f"the median of {int(tables['patients'][0])} patients is {_by(spacing)} mm"
+    why = f"the median of {patients} patients is {_by(spacing)} mm"
     if spacing[worst] > ANISOTROPIC * finest_of_others and shape[worst] * ANISOTROPIC < fewest_of_others:
         thin = _by_axis(tables["spacing"][worst : worst + 1], SPACING, 0.1)[0]
         spacing[worst] = max(thin, finest_of_others)

@@ -83,7 +83,7 @@ def make_plan(
     introduction.begin()
     content = RecordDict({"instruction": instruction(job)})
     told: dict[str, Tables] = {}
-    left_out: dict[str, str] = {}
+    left_out = dict(introduction.refused)
     requests = {name: (site.node, content) for name, site in introduction.ready.items()}
     for reply in ask(grid, requests, "query.statistics"):
         try:

@@ -77,9 +77,9 @@ def one_round(
         events.emit("round_started", round=number, attempt=trial, sites=drawn)
         attempt = gatherer.gather([sites[name] for name in drawn], model, (number, trial))
         needed = quorum(job, len(drawn))
-        if attempt.sites >= needed:
+        if len(attempt.weights) >= needed:
             break
-        reason = f"{attempt.sites} of {len(drawn)} sites gave an update, {needed} are needed"
+        reason = f"{len(attempt.weights)} of {len(drawn)} sites gave an update, {needed} are needed"
         events.emit("round_retried", round=number, attempt=trial, reason=reason)
     else:
         raise RunStopped(
@@ -88,7 +88,8 @@ def one_round(
         )
 
     trainable = trainable_names(tensors)
-    gathered = Gathered(attempt.total.take_mean(), attempt.sites / len(sites), trainable, attempt.updates)
+    answered = _share_of_weight(job, sites, attempt.weights)
+    gathered = Gathered(attempt.total.take_mean(), answered, trainable, attempt.updates)
     target, algorithm_state = algorithm.combine(state.weights, state.algorithm, gathered)
     weights, moments = optimizers.step(
         job.federation.algorithm.server_optimizer, trainable, state.weights, target, state.moments
@@ -101,6 +102,7 @@ def one_round(
         weights=weights,
         moments=moments,
         algorithm=algorithm_state,
+        last_used=state.last_used | dict.fromkeys(attempt.weights, number),
         round=number,
         fingerprint=fingerprint(weights),
     )
@@ -108,13 +110,24 @@ def one_round(
         "round_finished",
         round=number,
         fingerprint=done.fingerprint,
-        loss=attempt.loss / attempt.weight,
+        loss=attempt.loss / sum(attempt.weights.values()),
         update_norm=math.sqrt(squared_distance(weights, state.weights, list(weights))),
-        sites_used=attempt.sites,
+        sites_used=len(attempt.weights),
         seconds=round(time.monotonic() - began, 3),
         aggregation=attempt.total.notes,
     )
     return done
+
+
+def _share_of_weight(job: Job, sites: Mapping[str, Site], weights: Mapping[str, int]) -> float:
+    """How much of the whole federation's weight has answered.
+
+    Args:
+        weights: of the sites that have; any other is taken to weigh what it would have.
+    """
+    by_cases = job.federation.weighting == "cases"
+    away = sum(site.cases["train"] if by_cases else 1 for name, site in sites.items() if name not in weights)
+    return sum(weights.values()) / (sum(weights.values()) + away)
 
 
 def _is_due(job: Job, number: int) -> bool:

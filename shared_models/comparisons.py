@@ -111,9 +111,12 @@ def _unfit(name: str, job: Job, hospitals: int | None, wanted: Collection[str]) 
 
 
 def _no_leave_one_out(job: Job, hospitals: int, wanted: Collection[str]) -> str | None:
-    quorum, share = job.federation.quorum, job.federation.share
+    quorum, share, how = job.federation.quorum, job.federation.share, job.federation.aggregation
     if quorum is not None and quorum > hospitals - 1:
         return f"federation.quorum is {quorum}, and a federation without one hospital has {hospitals - 1}"
+    if how.fewest > hospitals - 1:
+        needs = f"aggregation {how.name} needs {how.fewest} updates in every round"
+        return f"{needs}, and a federation without one hospital has {hospitals - 1}"
     for key in ("normalisation", "heads"):
         if getattr(share, key) == "nothing":
             what = f"share.{key} is nothing, so a hospital that took no part lacks that part of the model"

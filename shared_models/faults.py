@@ -78,11 +78,11 @@ _BETWEEN_TOKENS = re.compile(r"[ ,;()]+")
 _WORDS = """
     a adapted after again alone an and another as asking at baseline best_round bounds can day digits evaluate
     federation.algorithm.name federation.rounds federation.statistics fields fine_tuned fingerprint form h here
-    hospital's hours images in job key keys least letters lists local model model.name more most name no none number
-    of offer on one or other out patients personalised policy policy: query.prepare query.statistics question
-    replicates required round run site split statistics steps such task.classifier_steps task.how.segmenter_steps
-    task.kind temperature test that the these this time to today tomorrow train train.alone training
-    training.local_steps unknown validation variant whole wider with within without work yet _ . : -
+    hospital's hours images in job key keys last_used least letters lists local model model.name more most name no
+    none number of offer on one or other out patients personalised policy policy: query.prepare query.statistics
+    question replicates required round run site split statistics steps such task.classifier_steps
+    task.how.segmenter_steps task.kind temperature test that the these this time to today tomorrow train train.alone
+    training training.local_steps unknown validation variant whole wider with within without work yet _ . : -
 """
 WORDS = frozenset(_WORDS.split())
 """What a refusal is written with, beside numbers, the job's own words and the policy's lists."""
@@ -94,7 +94,7 @@ RULES = frozenset(
         "protections.noise", "protections.secure_aggregation",
     )]
     + [f"order.{rule}" for rule in (
-        "question", "fields", "round", "best_round", "steps", "replicates", "split", "model", "variant",
+        "question", "fields", "round", "best_round", "last_used", "steps", "replicates", "split", "model", "variant",
     )]
 )  # fmt: skip
 """What a refusal may name as the rule that says no."""

@@ -187,6 +187,8 @@ def _differences(job: Job) -> Iterator[Refusal]:
         elif job.task.label == "mask" and len(job.task.classes) < 3:
             text = "flipping masks needs two classes beside the background; choose another kind"
             yield Refusal((*path, "kind"), text)
+        elif len(job.task.classes) < 2:
+            yield Refusal((*path, "kind"), "a single class has none to be flipped with; choose another kind")
 
 
 def _missing_parts(job: Job) -> Iterator[Refusal]:

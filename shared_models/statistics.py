@@ -68,7 +68,7 @@ def table_shapes(job: Job) -> dict[str, tuple[int, ...]]:
     """Every table that a site of this job tells, and its shape.
 
     patients          (1,)               training patients
-    spacing_known     (2,)               patients of whose images all know their spacing, and the others
+    spacing_known     (2,)               patients all of whose images know their spacing, and the others
     spacing           (axes, SPACING)    patients, by the spacing of their images
     extent            (axes, EXTENT)     patients, by the size of their images
     intensity         (channels, INTENSITY)  millionths of each patient's voxels, added up over patients
@@ -77,7 +77,6 @@ def table_shapes(job: Job) -> dict[str, tuple[int, ...]]:
                                          to the last, added up over patients
     landmark_patients (channels,)        patients in that sum
     classes           (classes,)         patients who have the class
-    voxels            (classes,)         millionths of each patient's voxels of the class; only where labels are masks
     suppressed        (1,)               cells that would have told of too few patients: merged, or left out
     """
     axes, channels, classes = job.data.spatial_dims, job.data.channels, len(job.task.classes)
@@ -92,7 +91,6 @@ def table_shapes(job: Job) -> dict[str, tuple[int, ...]]:
         "landmarks": (channels, len(PERCENTILES)),
         "landmark_patients": (channels,),
         "classes": (classes,),
-        **({"voxels": (classes,)} if masks else {}),
         "suppressed": (1,),
     }
 
@@ -124,8 +122,8 @@ def problem(tables: Mapping[str, Table], job: Job, least: int = 1) -> str | None
             return f"'{name}' has cells that rest on fewer than {least} patients"
         if name in ("intensity", "foreground") and (values.sum(axis=1) > patients * MILLION).any():
             return f"'{name}' has more than all voxels of all patients"
-        if name in ("landmarks", "voxels") and (values > patients * MILLION).any():
-            return f"'{name}' has larger shares than all voxels of all patients"
+        if name == "landmarks" and (values > patients * MILLION).any():
+            return f"'{name}' has larger shares than the whole way in all patients"
         if name in ("landmark_patients", "classes", "spacing_known") and (values > patients).any():
             return f"'{name}' has more patients than there are"
     if not all(tables[name].sum(axis=1).all() for name in ("spacing", "extent")):

@@ -32,7 +32,7 @@ def tampered(job: Job, site: str, number: int, sent: Weights, update: Weights, f
     Args:
         number: the round.
         sent, update: w and w_k by name of tensor.
-        folder: of the hospital in the run, where a stale one keeps what it sends.
+        folder: of the hospital in the run, one for each federation; a stale one keeps there what it sends.
     """
     fault = job.simulation.faulty.get(site) if job.simulation else None
     if fault is None or fault.kind == "label_flip" or number < fault.from_round:

@@ -130,11 +130,13 @@ class _Files:
             self._put("rows.npz", content.getvalue())
 
     def _row(self, source: str, volume: Volume) -> str:
-        """Rows of one array have one shape, and go on having one: they stay together."""
+        """Rows of one array stay together; those of archives of one name, one a patient, may differ in shape."""
         archive, _, row = source.partition("::")
-        rows = self._rows.setdefault(f"{Path(archive).stem}-{row.partition('[')[0]}", [])
-        rows.append(_last_channels(volume.values))
-        return f"{self._folder / 'rows.npz'}::{Path(archive).stem}-{row.partition('[')[0]}[{len(rows) - 1}]"
+        values = _last_channels(volume.values)
+        name = "-".join([_plain(Path(archive).stem), row.partition("[")[0], "x".join(map(str, values.shape))])
+        rows = self._rows.setdefault(name, [])
+        rows.append(values)
+        return f"{self._folder / 'rows.npz'}::{name}[{len(rows) - 1}]"
 
     def _put(self, name: str, content: bytes) -> str:
         path = self._folder / name

@@ -27,7 +27,7 @@ from simulation.run_folder import RunFolder, SimulationRequest, create, reopen
 from simulation.unreliable import UnreliableGrid
 
 REGISTRATION_SECONDS = 60.0
-"""How long nodes are waited for before the run begins with those that there are."""
+"""How long nodes are waited for. A run never begins without some of its hospitals."""
 
 
 def simulate(request: SimulationRequest) -> int:
@@ -117,14 +117,20 @@ def _as_run(app: ServerApp, run: RunFolder, nodes: int, failures: list[BaseExcep
 
     @running.main()
     def main(grid: Grid, context: Any) -> None:
-        began = time.monotonic()
-        # Flower's Ray runtime starts the app while it registers the nodes, which takes moments.
-        while len(list(grid.get_node_ids())) < nodes and time.monotonic() - began < REGISTRATION_SECONDS:
-            time.sleep(0.01)
         try:
+            _wait_for(nodes, grid)
             app(UnreliableGrid(grid, run.job, run.path / "sites"), context)
         except BaseException as error:
             failures.append(error)
             raise
 
     return running
+
+
+def _wait_for(nodes: int, grid: Grid) -> None:
+    """Flower's Ray runtime starts the app while it registers the nodes, which takes moments."""
+    began = time.monotonic()
+    while (there := len(list(grid.get_node_ids()))) < nodes:
+        if time.monotonic() - began > REGISTRATION_SECONDS:
+            raise RunStopped(f"only {there} of {nodes} nodes were there after {REGISTRATION_SECONDS:g} s")
+        time.sleep(0.01)

@@ -113,7 +113,10 @@ def begin(request: SweepRequest, folder: Path) -> Sweep:
     asked = {**asdict(request), "job_hash": job.fingerprint()}
     if (folder / "sweep.json").exists():
         sweep = reopen(folder)
-        other = [key for key in asked if key != "job" and sweep.record["request"].get(key) != asked[key]]
+        names = {"job_hash": "the content of the job file", "data_dir": "data-dir"}
+        other = [
+            names.get(key, key) for key in asked if key != "job" and sweep.record["request"].get(key) != asked[key]
+        ]
         if other:
             os.close(sweep.lock)
             raise BadInput(
@@ -187,7 +190,7 @@ def check_cells(sweep: Sweep, check: Callable[[Path], object]) -> list[Row]:
     if len(invalid) == len(sweep.rows):
         sentences = dict.fromkeys(row["failures"][-1]["sentence"] for row in invalid)
         if not (sweep.folder / "runs").exists():
-            shutil.rmtree(sweep.folder)
+            _remove(sweep)
         raise BadInput("\n".join(["no cell of this sweep can run", *sentences]))
     sweep.save()
     return invalid
@@ -245,6 +248,15 @@ def _run_cell(sweep: Sweep, row: Row, consilium: Sequence[str]) -> None:
     # A run that had ended before its sweep could write that down is complete, too.
     row["status"] = COMPLETE
     row |= _result(run)
+
+
+def _remove(sweep: Sweep) -> None:
+    """Takes back what `begin` has made, and nothing that somebody else keeps in the same folder."""
+    for path in (*map(sweep.job_path, sweep.rows), sweep.folder / "sweep.json", sweep.folder / "lock"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        (sweep.folder / "jobs").rmdir()
+        sweep.folder.rmdir()
 
 
 def _arguments(sweep: Sweep, row: Row) -> list[str]:

@@ -129,7 +129,9 @@ def _section(job: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
     """The section at a path, made where it is not there."""
     section = job
     for depth, step in enumerate(path, 1):
-        inner = section.setdefault(step, {})
+        if section.get(step) is None:  # null says that there is none, as run directories' job.yaml do
+            section[step] = {}
+        inner = section[step]
         if not isinstance(inner, dict):
             raise BadInput(f"{'.'.join(path[:depth])}: this is {inner!r}, and no section that has keys")
         section = inner

@@ -139,7 +139,11 @@ class UnreliableGrid(Grid):
         if reply.has_content() and "weights" in reply.content.array_records:
             honest = from_record(reply.content.array_records["weights"])
             sent = from_record(asked.content.array_records["weights"])
-            update = tampered(self._job, asked.site, asked.number, sent, honest, self._sites / asked.site)
+            folder = self._sites / asked.site
+            without = asked.content.config_records["instruction"].get("without")  # a federation of its own
+            if isinstance(without, str):
+                folder /= f"without-{without}"
+            update = tampered(self._job, asked.site, asked.number, sent, honest, folder)
             if update is not honest:
                 reply.content["weights"] = to_record(update)
 

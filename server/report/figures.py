@@ -6,6 +6,8 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from server.report.models import is_single_local
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -179,10 +181,11 @@ def _end_levels(axes: Axes, baselines: dict[str, Any], metric: str | None) -> No
     """Where the baselines ended, on the validation data they chose their best round with."""
     ends: dict[str, list[float]] = {"pooled": [], "local": []}
     for model, baseline in baselines.items():
+        kind = "local" if is_single_local(model) else model  # a federation without one hospital is neither
         values = [point["metrics"].get(metric) for point in baseline.get("curve") or []]
         values = [value for value in values if value is not None]
-        if values:
-            ends["pooled" if model == "pooled" else "local"].append(values[-1])
+        if values and kind in ends:
+            ends[kind].append(values[-1])
     for (kind, values), dash in zip(ends.items(), ((0, (6, 3)), (0, (1.5, 2))), strict=True):
         if values:
             name = "pooled, end" if kind == "pooled" else "local, mean of ends"

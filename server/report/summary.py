@@ -12,6 +12,7 @@ from server.report.models import LOCAL, by_hospital
 from server.report.outliers import stood_out
 from server.report.participation import participation, refusals, sites
 from server.report.record import RunRecord
+from server.report.simulated import simulated
 from shared_models.page import digits, listed
 
 SCHEMA = "consilium-report/1"
@@ -43,6 +44,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "sites": _sites(record, entries),
         "participation": entries,
         "plan": record.plan,
+        "simulated": simulated(record.job),
         "quarantine": _quarantine(record),
         "cost": _cost(record, entries),
         "clock": clock(record, entries),

@@ -47,7 +47,7 @@ class Gathered:
     mean: Weights
     """Of the model's tensors and of `Algorithm.extra`, by the sites' weights, or robust, as the job says."""
     answered: float
-    """Share of all sites whose updates are in it."""
+    """Share of the whole federation's weight that is in it: a mean over all sites moves by this times `mean`."""
     trainable: Collection[str]
     """Names of the tensors that are trained; the others that travel are running statistics."""
     updates: Mapping[str, Weights] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """FedDyn: Acar et al. 2021, "Federated learning based on dynamic regularization", algorithm 1.
 
 A site minimises Lₖ(θ) − ⟨gₖ, θ⟩ + α/2 ‖θ − θᵗ‖², and then gₖ ← gₖ − α (θₖ − θᵗ): at the end gₖ is the gradient of Lₖ.
-The server has h ← h − α |S|/N · mean(θₖ − θᵗ) and θ ← mean(θₖ) − h/α.
+The server has h ← h − α |S|/N · mean(θₖ − θᵗ), |S|/N the share of the weight that answered, and θ ← mean(θₖ) − h/α.
 """
 
 from __future__ import annotations

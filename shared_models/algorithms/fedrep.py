@@ -25,7 +25,9 @@ class FedRep(Algorithm):
     head_share: float = Field(0.5, gt=0, lt=1, description="Share of a round's local steps that train the head only.")
 
     def correct_gradients(self, local: LocalRound) -> None:
-        """Drops the gradients of the part that is not trained now."""
+        """Drops the gradients of the part that is not trained now; a round of a single step trains both, as FedPer."""
+        if local.planned_steps < 2:
+            return
         # At least one step for each part, so that a round of two steps trains both.
         head_steps = min(max(round(local.planned_steps * self.head_share), 1), local.planned_steps - 1)
         training_head = local.steps < head_steps

@@ -25,7 +25,7 @@ class LocalRound:
     received: Weights = field(default_factory=dict)
     """The server's tensors of the algorithm, `Algorithm.sends`."""
     kept: Weights = field(default_factory=dict)
-    """The site's own tensors of the algorithm from the last round that it took part in; {} before its first."""
+    """The site's own tensors of the algorithm from the last round that its update was used in; {} before its first."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the algorithm notes in `begin`, to be there in every step; gone with the round."""
     learning_rate: float = 0.0

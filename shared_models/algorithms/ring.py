@@ -34,8 +34,11 @@ class Ring(Algorithm):
         return {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)} or None
 
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
-        """Hands the models on; one whose site did not answer goes on untrained. The target is their mean."""
-        sites = list(dict.fromkeys(key.partition("/")[0] for key in state))
+        """Hands the models on; one whose site did not answer goes on untrained. The target is their mean.
+
+        A hospital that came to the run late enters the ring with the global model as it trained that.
+        """
+        sites = sorted({key.partition("/")[0] for key in state} | gathered.updates.keys())
         following: Weights = {}
         for site, successor in zip(sites, [*sites[1:], *sites[:1]], strict=True):
             model = gathered.updates.get(site) or self.starts(state, site) or current

@@ -4,7 +4,8 @@ Every local step goes down g − cₖ + c instead of g. cₖ, kept at the site, 
 the server, is the mean of all cₖ. The new cₖ is the mean of the round's gradients: with plain SGD that is the paper's
 option II, cₖ − c + (x − yₖ) / (K η), and it means the same with any other optimiser.
 
-A site sends cₖ⁺ − cₖ, which the server sums like weights: c ← c + |S|/N · mean(cₖ⁺ − cₖ) (eq. 5).
+A site sends cₖ⁺ − cₖ, which the server sums like weights: c ← c + |S|/N · mean(cₖ⁺ − cₖ) (eq. 5), where |S|/N is the
+share of the weight that answered, so that c stays Σ pₖ cₖ with the weights pₖ of the sites.
 """
 
 from __future__ import annotations

@@ -246,7 +246,12 @@ def test_what_would_leave_is_said_in_words():
     assert "in each of 10 rounds: the model as trained here, 12 tensors, 3.46 MB" in text
     assert "dice, surface_dice, hd95, missed, false" in text
     assert "500 random redraws" in text
-    assert "alone" not in text
+    assert "alone" not in text and "beside" not in text and "groups" not in text
+    federation = {"rounds": 10, "algorithm": {"name": "scaffold"}}
+    more = make_job(federation=federation, evaluation={"subgroups": {"sex": ["F", "M"]}})
+    text = "\n".join(what_leaves(more, ASK, tensors=12, megabytes=3.456))
+    assert "needs beside it, " in text and "tensors such as control/" in text
+    assert "by sex of the manifest, none of fewer than 10 patients" in text
     assert (
         "this site's patients alone" in what_leaves(make_job(), Policy(local_baseline=True), tensors=1, megabytes=1)[-1]
     )

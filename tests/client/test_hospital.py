@@ -23,7 +23,7 @@ from tests.client.asking import FLOWER_RUN, Coordinator, Here, hash_of
 from tests.client.door import ASKED, JOB, WEIGHTS, serialised
 
 NAME = "/data/patients/Jane Doe 1956.nii"
-JUDGE = ASKED["evaluate"][1]
+TRAIN, JUDGE = ASKED["train"][1], ASKED["evaluate"][1]
 OTHER_JOB = Job.model_validate({**JOB.model_dump(), "seed": 3})
 
 
@@ -67,7 +67,7 @@ def test_a_good_order_is_answered_and_written_down(here, question):
     [line] = here.lines()
     assert (line["kind"], line["question"], line["run"]) == ("answer", kind, "squares-20260101-000000")
     assert (line["job_hash"], line["version"], line["flower_run"]) == (JOB.fingerprint(), "0.1.0", str(FLOWER_RUN))
-    assert {key: line[key] for key in ("round", "model", "split") if key in fields}.items() <= fields.items()
+    assert {key: line[key] for key in ("round", "model", "split", "variant") if key in fields}.items() <= fields.items()
     left = {
         (record, name): hash_of(array)
         for record, arrays in content.array_records.items()
@@ -192,9 +192,10 @@ def test_what_the_policy_does_not_name_is_refused_with_the_rule_and_what_would_p
 @pytest.mark.parametrize(
     ("kind", "fields", "rule"),
     [
-        ("train", {"round": 3, "best_round": 0}, "order.round"),
-        ("train", {"round": 0, "best_round": 0}, "order.round"),
-        ("train", {"round": 1, "best_round": 9}, "order.best_round"),
+        ("train", TRAIN | {"round": 3}, "order.round"),
+        ("train", TRAIN | {"round": 0}, "order.round"),
+        ("train", TRAIN | {"best_round": 9}, "order.best_round"),
+        ("train", TRAIN | {"last_used": 9}, "order.last_used"),
         ("train", {}, "order.fields"),
         ("train.alone", {"steps": 10**9}, "order.steps"),
         ("evaluate", JUDGE | {"replicates": 10**6}, "order.replicates"),

@@ -42,9 +42,19 @@ def filled(value: float, job: Job = FEDBN) -> torch.nn.Module:
     return network
 
 
-def kept(value: float, site: Site, number: int, best_round: int = 0, job: Job = FEDBN) -> None:
+def kept(value: float, site: Site, number: int, best_round: int = 0, job: Job = FEDBN, last_used: int | None = None):
     tensors = {name: array.copy() for name, array in own(filled(value, job), job.federation.share).items()}
-    keep_own(Own(model=tensors), site, number, best_round)
+    keep_own(Own(model=tensors), site, number, number - 1 if last_used is None else last_used, best_round)
+
+
+def rounds_in(site: Site) -> list[int]:
+    return sorted(int(path.stem.removeprefix("round-")) for path in site.own.iterdir())
+
+
+def loaded(site: Site, number: int) -> torch.nn.Module:
+    network = build(FEDBN)
+    load_own(network, site, FEDBN, number)
+    return network
 
 
 def weight_of(network, job=FEDBN) -> float:
@@ -72,13 +82,24 @@ def test_only_the_best_round_and_those_that_a_resumed_run_may_go_back_to_are_kep
     for number, best_round in ((1, 0), (2, 1), (4, 2), (5, 3), (6, 3)):
         kept(number, site, number, best_round)
     # Round 3 was the best, and the site was not in it: it is judged with what it had behind round 2.
-    assert sorted(path.stem for path in site.own.iterdir()) == ["round-000002", "round-000005", "round-000006"]
+    assert rounds_in(site) == [2, 4, 5, 6]
+
+
+def test_a_site_goes_on_from_the_last_round_that_counted_however_often_it_trained_since(tmp_path):
+    site = site_in(tmp_path / "north")
+    kept(2.0, site, 2, last_used=0)
+    kept(5.0, site, 5, last_used=2, best_round=4)
+    for value in (9.0, 9.5):  # the round is tried again, or the run was killed in it
+        kept(value, site, 9, last_used=5, best_round=4)
+        assert weight_of(loaded(site, 5)) == 5.0
+    kept(12.0, site, 12, last_used=5, best_round=4)  # its update of round 9 came too late
+    assert weight_of(loaded(site, 5)) == 5.0 and rounds_in(site) == [2, 5, 12]
 
 
 def test_what_an_algorithm_keeps_and_a_personal_model_come_back_apart(tmp_path):
     site = site_in(tmp_path / "north")
     whole = travelling(filled(3.0))
-    keep_own(Own(algorithm={"control/w": np.ones(2, np.float32)}, personal=whole), site, 1, 0)
+    keep_own(Own(algorithm={"control/w": np.ones(2, np.float32)}, personal=whole), site, 1, 0, 0)
     found = read_own(site, FEDBN, 1)
     assert found.algorithm["control/w"].tolist() == [1.0, 1.0]
     assert personal_model(site, FEDBN, 1).keys() == whole.keys()

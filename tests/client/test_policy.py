@@ -42,7 +42,7 @@ OPEN = {
 }
 FIELDS: dict[str, dict[str, object]] = {
     "query.prepare": {},
-    "train": {"round": 3, "best_round": 2},
+    "train": {"round": 3, "best_round": 2, "last_used": 2},
     "train.alone": {"steps": 0},
     "evaluate": {"model": "global", "split": "test", "replicates": 500, "round": 3, "variant": ""},
 }

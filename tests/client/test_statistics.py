@@ -68,9 +68,7 @@ def test_what_is_counted(volumes):
     assert INTENSITY.quantile(tables["intensity"][0], 0.5) == pytest.approx(100, rel=0.05)
     assert INTENSITY.quantile(tables["foreground"][0], 0.5) == pytest.approx(500, rel=0.05)
     assert tables["intensity"].sum() == pytest.approx(7 * MILLION, rel=1e-3)
-    # The lesion is two patients', too few to be told; so are their voxels.
-    assert tables["classes"].tolist() == [7, 7, 0]
-    assert tables["voxels"][1] / 7 / MILLION == pytest.approx(64 / 960, rel=0.01) and tables["voxels"][2] == 0
+    assert tables["classes"].tolist() == [7, 7, 0]  # the lesion is two patients', too few to be told
 
 
 def test_sizes_count_in_voxels_where_grids_are_kept(volumes):

@@ -75,6 +75,12 @@ def test_growing_updates_are_said(sound: Path) -> None:
     assert "grew from 1.25 to 28.25 (means of 2 rounds)" in doubts_of(sound)["update_growing"]["text"]
 
 
+def test_growing_updates_of_a_model_that_still_gets_better_are_not(sound: Path) -> None:
+    change(sound, "round_finished", to=lambda e: {"update_norm": 0.5 * e["round"] ** 2})
+    change(sound, "validated", to=lambda e: {"best": True})
+    assert "update_growing" not in doubts_of(sound)
+
+
 def test_a_hospital_in_no_round_is_grave(sound: Path) -> None:
     change(sound, "site_replied", site="riverside", to={"status": "failed", "reason": "out of memory"})
     found = doubts_of(sound)

@@ -114,6 +114,16 @@ def test_a_long_run_with_many_hospitals_fits_on_a_screen_too(run_dir: Path):
     assert total.split()[-4:] == ["2800", "400", "800", "0"]
 
 
+def test_a_run_that_ends_early_says_why(run_dir: Path):
+    run = Run(run_dir)
+    with run.display:
+        run.begin(10)
+        for number in range(1, 5):
+            run.round(number)
+        run.emit("stopped_early", round=4, patience=3, best_round=1)
+    assert run.lines()[-2] == "ends early: 3 validations in a row brought nothing better than round 1"
+
+
 def test_nobody_is_left_out_silently(run_dir: Path):
     run = Run(run_dir)
     with run.display:

@@ -379,7 +379,16 @@ def test_the_choice_of_the_round_is_on_record(tmp_path: Path) -> None:
     report, text = report_of(everywhere_helped(tmp_path / "run", extra=[early]))
     assert report["run"]["stopped_early"] == {"round": 8, "patience": 3, "best_round": 5}
     assert "The model of round 7 of 8 was judged: the best one by Dice on the hospitals' validation patients" in text
-    assert "stopped after round 8 of 8: 3 rounds brought nothing better than round 5" in text
+    assert "stopped after round 8 of 8: 3 validations in a row brought nothing better than round 5" in text
+
+
+def test_a_federation_without_a_hospital_is_no_local_baseline_of_the_curves(tmp_path: Path) -> None:
+    report = facts_of(everywhere_helped(tmp_path / "run"))
+    curve = [{"round": 8, "metrics": {"dice": 0.8}}]
+    report["baselines"] = {f"local:{site}": {"curve": curve} for site in SITES}
+    alone = figures.learning_curves(report, "dice", "Dice")
+    report["baselines"] |= {f"leave-one-out:{SITES[0]}": {"curve": [{"round": 8, "metrics": {"dice": 0.1}}]}}
+    assert figures.learning_curves(report, "dice", "Dice") == alone
 
 
 def test_calibration_stands_in_numbers_before_and_after_scaling(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from server.rounds import one_round, run_rounds
 from shared_models.errors import RunStopped
 from shared_models.faults import WORKER_DIED
 from shared_models.job import Job
+from shared_models.tasks import CaseRecord, task_of
 from shared_models.weights import TensorInfo, fingerprint, from_record, to_record
 
 TENSORS = [TensorInfo("w", "shared", (3,), "float32", True), TensorInfo("count", "constant", (), "int64", False)]
@@ -55,6 +56,7 @@ class ScriptedGrid(Grid):
         self._run = Run.create_empty(run_id=1)
         self.sites, self.order = sites, order or list(range(len(sites)))
         self.asked, self.waiting, self.calls = [], {}, [0] * len(sites)
+        self.last_used = []
 
     def set_run(self, run):
         self._run = run
@@ -73,6 +75,7 @@ class ScriptedGrid(Grid):
         for message in messages:
             node = message.metadata.dst_node_id
             self.asked.append(node)
+            self.last_used.append((node, message.content["instruction"].get("last_used")))
             self.waiting[f"{node}"] = message
             yield f"{node}"
 
@@ -215,6 +218,46 @@ def test_below_quorum_the_round_is_run_again_from_the_same_model(tmp_path):
     state, events = play(tmp_path, [recovers, moved(1.0)], quorum=2)
     assert [event["event"] for event in events].count("round_retried") == 1
     np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(1.0))
+
+
+def test_a_site_hears_which_of_its_updates_was_the_last_that_counted(tmp_path):
+    def failing(*calls):
+        return lambda weights, call: Error(1, "restarting") if call in calls else update(weights)
+
+    # Round 2 has one update at first, and is tried again: then that site is the one that fails.
+    grid = ScriptedGrid([failing(2), failing(2), failing(3)])
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(3)}
+    events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
+    asked = job(quorum=2, rounds=3)
+    run_rounds(grid, roster, asked, TENSORS, RunState(START), store, events, lambda needed: None)
+    by_attempt = [dict(grid.last_used[first : first + 3]) for first in range(0, 12, 3)]
+    assert by_attempt == [{0: 0, 1: 0, 2: 0}, {0: 1, 1: 1, 2: 1}, {0: 1, 1: 1, 2: 1}, {0: 2, 1: 2, 2: 1}]
+    kept, _ = store.load(pytest.fail)
+    assert kept.last_used == {"site-0": 3, "site-1": 3, "site-2": 3}
+
+
+def test_what_a_sum_over_all_sites_moves_by_is_the_share_of_the_weight_that_answered(tmp_path):
+    grid = ScriptedGrid([moved(1.0, cases=30), lambda weights, call: Error(1, "gone")])
+    roster = {"site-0": Site("site-0", 0, {"train": 30}), "site-1": Site("site-1", 1, {"train": 10})}
+    events = EventLog(tmp_path / "events.jsonl")
+    asked = job(quorum=1, algorithm={"name": "feddyn", "alpha": 1.0})
+    state = one_round(grid, roster, asked, TENSORS, RunState(START), events, lambda needed: None)
+    np.testing.assert_array_equal(state.algorithm["slope/w"], np.full(3, -0.75, np.float32))
+
+
+def test_a_metric_that_has_no_value_is_no_reason_to_stop_early(tmp_path):
+    def judged(weights, call):
+        """Only one kind of case: there is no AUROC."""
+        record = CaseRecord("a", "a", {"probabilities": [0.4, 0.6], "label": [1.0]})
+        return RecordDict({**update(weights), "sums": to_record(task_of(asked).sums([record], np.ones((1, 1))))})
+
+    asked = Job.model_validate(job(rounds=4, patience=2).model_dump() | {"evaluation": {"every": 1}})
+    roster = {"site-0": Site("site-0", 0, {"train": 10, "validation": 1})}
+    events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
+    grid = ScriptedGrid([judged])
+    state = run_rounds(grid, roster, asked, TENSORS, RunState(START), store, events, lambda needed: None)
+    assert (state.round, state.best_round) == (4, None)
+    assert len([event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "validated"]) == 4
 
 
 def test_before_every_attempt_the_sites_that_it_needs_are_waited_for(tmp_path):

@@ -49,6 +49,7 @@ def test_all_is_all_that_fits_and_says_why_the_rest_does_not():
         ("pooled", job_of(), None, "nobody has the data of all hospitals"),
         ("ensemble", job_of(), 1, "at least 2 hospitals"),
         ("leave_one_out", job_of(quorum=3), 3, "federation.quorum is 3"),
+        ("leave_one_out", job_of(aggregation={"name": "krum"}), 5, "krum needs 5 updates in every round"),
         ("leave_one_out", job_of(algorithm={"name": "fedbn"}), 3, "silobn with adapted"),
         ("leave_one_out", job_of(algorithm={"name": "fedper"}), 3, "share.heads is nothing"),
         ("leave_one_out", job_of(algorithm={"name": "silobn"}), 3, "add adapted"),

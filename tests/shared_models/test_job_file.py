@@ -290,6 +290,18 @@ def test_the_example_passes_and_shows_every_key(task: str):
     assert _keys(yaml.safe_load(dump_job(job))) == _keys(yaml.safe_load(path.read_text()))
 
 
+def test_a_single_finding_has_no_class_to_be_flipped_with():
+    values = yaml.safe_load(JOB)
+    values["task"] = {"kind": "classification", "classes": ["nodule"], "mode": "multi_label"}
+    values["simulation"] = {
+        "dataset": {"name": "medmnist", "flag": "chestmnist"},
+        "partition": {"name": "iid"},
+        "hospitals": 3,
+        "faulty": {"hospital-1": {"kind": "label_flip"}},
+    }
+    assert "faulty.hospital-1.kind: a single class has none to be flipped with" in complaint(yaml.safe_dump(values))
+
+
 @pytest.mark.parametrize(
     ("simulation", "sentence"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from server import baselines, gate, leave_one_out
 from server.checkpoint import load_weights
-from server.events import read_events
+from server.events import EventLog, read_events
 from shared_models.errors import BadInput, RunStopped
 from shared_models.weights import fingerprint
 from simulation import run_folder
@@ -162,6 +162,16 @@ def test_leave_one_out_goes_on_behind_its_last_whole_round(write_job, squares, t
     assert [event["round"] for event in events_of(inner, "round_finished")] == [1, 2, 3]
     name = "leave-one-out-hospital-3"
     assert print_of(cut, name) == print_of(whole, name)
+
+
+def test_updates_that_a_federation_without_a_hospital_lacks_are_said_in_the_run(tmp_path):
+    inner = tmp_path / "leave-one-out" / "hospital-2"
+    inner.mkdir(parents=True)
+    for site, status in (("hospital-1", "used"), ("hospital-3", "late")):
+        EventLog(inner / "events.jsonl").emit("site_replied", site=site, status=status)
+    leave_one_out._say_what_was_missing("hospital-2", tmp_path, EventLog(tmp_path / "events.jsonl"))
+    [warning] = events_of(tmp_path, "warning")
+    assert warning["left_out"] and "without hospital-2 lacks updates of hospital-3: " in warning["text"]
 
 
 def test_ditto_is_judged_by_each_hospitals_personal_model(write_job, squares, tmp_path):

@@ -234,6 +234,7 @@ def dice_of_federation(job: Job, folder: Path) -> dict[str, float]:
     return {organ: float(metrics[f"dice/{organ}"][0]) for organ in ("round", "square")}
 
 
+@pytest.mark.system
 def test_two_hospitals_that_label_one_organ_each_learn_both_only_with_the_marginal_loss(
     organs: Path, tmp_path: Path
 ) -> None:

@@ -127,6 +127,25 @@ def test_rows_of_an_npz_become_one_npz_a_hospital(shared_data: Path, tmp_path: P
     assert len(pooled) == 70 and all(pooled[case.id].images == case.images for case in found)
 
 
+def test_archives_of_one_name_may_differ_in_shape(tmp_path: Path) -> None:
+    """One npz a patient, all called scan.npz."""
+    rng = np.random.default_rng(0)
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["patient", "image", "label"])
+        for number in range(12):
+            (tmp_path / f"p{number}").mkdir()
+            image = rng.integers(0, 255, (1, 16 + number, 20)).astype(np.uint8)
+            np.savez(tmp_path / f"p{number}" / "scan.npz", image=image)
+            rows.writerow([f"p{number}", f"p{number}/scan.npz::image[0]", "normal" if number % 2 else "pneumonia"])
+    job = job_of(CLASSIFICATION, TABLE, 2, scanners=scanners(INVERTED))
+    cases = open_dataset(job, tmp_path)
+    source = {case.id: case for case in cases}
+    for case in written(job, cases, tmp_path / "sites")["hospital-2"]:
+        seen, was = (read(one.images[0], tmp_path, 2, 1).values.astype(int) for one in (case, source[case.id]))
+        assert np.array_equal(seen, was.min() + was.max() - was)
+
+
 def retina(shared_data: Path, tmp_path: Path, number: int) -> None:
     with (tmp_path / "table.csv").open("w", newline="") as file:
         rows = csv.writer(file)

@@ -63,6 +63,17 @@ def test_the_number_of_workers_does_not_show_in_the_model(write_job, squares, tm
     assert len(prints) == 1
 
 
+def test_a_run_does_not_begin_without_some_of_its_hospitals(monkeypatch):
+    class Half:
+        def get_node_ids(self):
+            return [1, 2]
+
+    monkeypatch.setattr(run, "REGISTRATION_SECONDS", 0.05)
+    with pytest.raises(RunStopped, match="only 2 of 4 nodes were there"):
+        run._wait_for(4, Half())
+    run._wait_for(2, Half())
+
+
 def test_a_run_directory_is_never_overwritten(write_job, squares, tmp_path):
     out = tmp_path / "run"
     out.mkdir()

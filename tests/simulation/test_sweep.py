@@ -96,6 +96,16 @@ def test_a_sweep_of_which_nothing_can_run_leaves_nothing(asked: SweepRequest, tm
     assert not (tmp_path / "s").exists()
 
 
+def test_what_else_is_kept_in_its_folder_stays(asked: SweepRequest, tmp_path: Path):
+    mine = tmp_path / "s" / "jobs" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("work of a week")
+    sweep = begin(changed(asked, grid=["training.optimizer.learning_rat=1,2"]), tmp_path / "s")
+    with pytest.raises(BadInput, match="no cell of this sweep can run"):
+        check_cells(sweep, lambda path: None)
+    assert [path.name for path in (tmp_path / "s").rglob("*")] == ["jobs", "mine.yaml"]
+
+
 def test_runs_that_are_there_are_never_removed(asked: SweepRequest, tmp_path: Path):
     """Another version may know none of the jobs any more; what they gave stays."""
     sweep = begin(asked, tmp_path / "s")
@@ -137,7 +147,7 @@ def test_the_same_command_opens_the_sweep_again_and_another_does_not(asked: Swee
     with pytest.raises(BadInput, match="holds another sweep, which differs in seeds; give another --out, or go on"):
         begin(changed(asked, seeds=3), tmp_path / "s")
     Path(asked.job).write_text(JOB.replace("local_steps: 2", "local_steps: 3"))
-    with pytest.raises(BadInput, match="differs in job_hash"):
+    with pytest.raises(BadInput, match="differs in the content of the job file; give"):
         begin(asked, tmp_path / "s")
 
 

@@ -117,6 +117,9 @@ def test_other_kinds_of_a_section_begin_anew_too():
 
 def test_a_section_that_is_not_there_is_made():
     assert made(aggregation__name="median")["federation"]["aggregation"] == {"name": "median"}
+    without = {**BASE, "simulation": {**BASE["simulation"], "scanners": None}}
+    job = job_of(without, Path("jobs"), Cell("c", {"simulation.scanners.set": "mild"}, 9))
+    assert job["simulation"]["scanners"] == {"set": "mild"}
 
 
 def test_a_key_below_a_value_is_refused():

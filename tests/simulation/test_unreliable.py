@@ -158,6 +158,19 @@ def test_without_a_deadline_nobody_is_late(tmp_path):
     assert there(round_of(introduced(the_job, tmp_path), the_job, 1)) == SITES
 
 
+def test_what_is_stale_in_one_federation_is_not_so_in_another(tmp_path):
+    the_job = job(faulty={"hospital-1": {"kind": "stale"}})
+    grid = introduced(the_job, tmp_path)
+    sent = {}
+    for without, weights in (("", W), ("hospital-2", {"w": W["w"] + 7}), ("", {"w": W["w"] + 50})):
+        said = instruction(the_job, round=1, **({"without": without} if without else {}))
+        content = RecordDict({"instruction": said, "weights": to_record(weights)})
+        (reply,) = ask(grid, {"hospital-1": (0, content)}, MessageType.TRAIN)
+        sent.setdefault(without, []).append(from_record(reply.message.content["weights"])["w"])
+    assert np.array_equal(sent[""][0], W["w"] + 1) and np.array_equal(sent[""][1], W["w"] + 1)
+    assert np.array_equal(sent["hospital-2"][0], W["w"] + 8)
+
+
 def test_a_faulty_hospital_sends_something_else_and_the_others_what_they_learnt(tmp_path):
     the_job = job(faulty={"hospital-2": {"kind": "sign_flip", "strength": 3.0, "from_round": 2}})
     grid = introduced(the_job, tmp_path)

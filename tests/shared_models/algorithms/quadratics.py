@@ -79,7 +79,9 @@ class Federation:
                 total, model = RunningSum(), {name: array.copy() for name, array in sent.weights.items()}
             total.add(names[site], {n: a.copy() for n, a in (sent.weights | sent.extra).items()}, sent.weight)
             updates[names[site]] = {name: array.copy() for name, array in sent.weights.items()}
-        gathered = Gathered(total.take_mean(), len(sites) / 3, trainable_names(tensors), updates)
+        weights = self.cases if self.job.federation.weighting == "cases" else (1, 1, 1)
+        answered = sum(weights[site] for site in sites) / sum(weights)
+        gathered = Gathered(total.take_mean(), answered, trainable_names(tensors), updates)
         self.weights, self.state = algorithm.combine(self.weights, self.state, gathered)
         return self.weights["w"]
 

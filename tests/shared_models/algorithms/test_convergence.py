@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from shared_models.algorithms import Gathered
 from shared_models.algorithms.fednova import path_length
 from tests.shared_models.algorithms.quadratics import (
     CURVATURE,
@@ -46,6 +47,17 @@ def test_scaffold_comes_closer_than_fedavg_when_two_of_three_sites_take_part_by_
         tail = [federation.round(turns[number % 3]) for number in range(300)][-3:]
         distance[name] = np.abs(np.mean(tail, axis=0) - optimum()).max()
     assert distance["scaffold"] < distance["fedavg"] / 5
+
+
+@pytest.mark.parametrize("algorithm", [SCAFFOLD, FEDDYN])
+def test_the_servers_state_stays_the_weighted_mean_of_the_sites_whoever_takes_part(algorithm):
+    cases = (10, 30, 60)
+    federation = Federation(job(algorithm), cases=cases)
+    for sites in ((0,), (1, 2), (0, 2), (1,), (0, 1, 2), (0,)):
+        federation.round(sites)
+    (ours,) = federation.state.values()
+    theirs = sum(n / 100 * next(iter(federation.kept[site].values())) for site, n in enumerate(cases))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_scaffold_follows_the_paper_step_by_step():
@@ -173,6 +185,16 @@ def test_a_ring_hands_every_model_on_and_gives_their_mean():
             trained.append(model)
         models = [trained[-1], *trained[:-1]]
         np.testing.assert_allclose(federation.round(), np.mean(trained, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hospital_that_comes_late_enters_the_ring_and_counts_in_its_mean():
+    algorithm = job({"name": "ring"}).federation.algorithm
+    state = algorithm.initial_state([], ["a", "c"], {"w": np.zeros(1, np.float32)})
+    updates = {name: {"w": np.full(1, value, np.float32)} for name, value in (("a", 1.0), ("b", 5.0), ("c", 3.0))}
+    assert algorithm.starts(state, "b") is None
+    mean, state = algorithm.combine({"w": np.zeros(1, np.float32)}, state, Gathered({}, 1.0, ["w"], updates))
+    assert mean["w"] == 3.0
+    assert {key: float(array[0]) for key, array in state.items()} == {"b/w": 1.0, "c/w": 5.0, "a/w": 3.0}
 
 
 def test_in_a_ring_the_model_of_an_absent_site_goes_on_untrained():
