@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-STUDY, METRIC, KEPT = "attack", "auroc", 0.95
+STUDY, METRIC, KEPT = "attack", "balanced_accuracy", 0.95
 CLEAN = "mean, nobody attacks"
 AGGREGATIONS: dict[str, dict[str, Any]] = {
     CLEAN: {"name": "mean"},
@@ -59,7 +59,7 @@ def section(numbers: Mapping[str, Any]) -> str:
     """The part of the page."""
     rows = {row: numbers[STUDY][row] for row in AGGREGATIONS}
     clean = rows[CLEAN]["value"]
-    lines = ["| aggregation | AUROC, all patients | of the clean score | the report says |", "|---|---|---|---|"]
+    lines = ["| aggregation | balanced accuracy, all patients | of the clean score | the report says |", "|---|---|---|---|"]
     for name, row in rows.items():
         if "failed" in row:
             lines.append(f"| {name} | {row['failed']} | | |")

@@ -38,8 +38,8 @@ def score(report: dict) -> float:
 
 
 def test_the_mean_is_destroyed_and_the_report_names_the_attacker(reports):
-    assert score(reports[CLEAN]) > 0.85
-    assert score(reports["mean"]) < 0.7
+    assert score(reports[CLEAN]) > 0.75
+    assert score(reports["mean"]) < 0.6  # 0.5 is chance
     assert "hospital-5 stood out" in " ".join(doubt["text"] for doubt in reports["mean"]["doubts"])
     assert not [doubt for doubt in reports[CLEAN]["doubts"] if doubt["kind"] == "update_out_of_line"]
 
