@@ -145,6 +145,14 @@ class Federation(Section):
         return value | {"share": share | wanted}
 
     @model_validator(mode="after")
+    def _share_is_the_algorithms(self) -> Federation:
+        """Of a job that was not read but made in Python, where nothing fills `share` in."""
+        for key, word in self.algorithm.stays_at_home.items():
+            if getattr(self.share, key) != word:
+                raise ValueError(f"{self.algorithm.name} is share.{key}: {word}; say that")
+        return self
+
+    @model_validator(mode="after")
     def _quorum_can_be_met(self) -> Federation:
         if self.quorum and self.sites_per_round and self.quorum > self.sites_per_round:
             raise ValueError(f"quorum {self.quorum} can never be met with sites_per_round {self.sites_per_round}")

@@ -11,7 +11,7 @@ import pytest
 from shared_models import zoo
 from shared_models.algorithms import ALGORITHMS
 from shared_models.job import Job
-from shared_models.job_federation import Share
+from shared_models.job_federation import Federation, Share
 from shared_models.job_file import check_meaning
 from shared_models.weights import schema
 from shared_models.zoo.normalisation import normalise
@@ -236,3 +236,12 @@ def test_networks_without_a_head_are_gans_and_autoencoders(model: str):
 def test_qfedavg_needs_plain_sgd():
     found = refusals(job(training={"optimizer": {"name": "adamw"}}, algorithm={"name": "qfedavg"}))
     assert "expected sgd" in found["training.optimizer.name"]
+
+
+def test_an_algorithm_that_is_a_rule_about_what_travels_is_never_without_it():
+    filled_in = job(normalisation="batch", algorithm={"name": "fedbn"})
+    assert filled_in.federation.share.normalisation == "nothing"
+    with pytest.raises(ValueError, match="fedbn is share.normalisation: nothing"):
+        job(algorithm={"name": "fedbn"}, share={"normalisation": "all"})
+    with pytest.raises(ValueError, match="fedbn is share.normalisation: nothing"):
+        Federation(rounds=2, algorithm=ALGORITHMS["fedbn"]())
