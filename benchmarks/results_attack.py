@@ -59,7 +59,10 @@ def section(numbers: Mapping[str, Any]) -> str:
     """The part of the page."""
     rows = {row: numbers[STUDY][row] for row in AGGREGATIONS}
     clean = rows[CLEAN]["value"]
-    lines = ["| aggregation | balanced accuracy, all patients | of the clean score | the report says |", "|---|---|---|---|"]
+    lines = [
+        "| aggregation | balanced accuracy, all patients | of the clean score | the report says |",
+        "|---|---|---|---|",
+    ]
     for name, row in rows.items():
         if "failed" in row:
             lines.append(f"| {name} | {row['failed']} | | |")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import yaml
 
-from benchmarks.results import JOBS, NUMBERS, PAGE, PICTURES, STUDIES
-from benchmarks.results_page import page
+from benchmarks.results import JOBS, NUMBERS, PAGE, PICTURES, STUDIES, attack, hospitals, tuning, whole_page
 from shared_models import zoo
 from shared_models.job import Job
 from shared_models.job_file import check_meaning, load_job
@@ -17,8 +15,7 @@ ROWS = [(study, network) for study, of in STUDIES.items() for network in of.netw
 
 
 def test_the_page_is_made_of_the_stored_numbers() -> None:
-    jobs = {study: yaml.safe_load((JOBS / f"{study}.yaml").read_text()) for study in STUDIES}
-    assert PAGE.read_text() == page(json.loads(NUMBERS.read_text()), jobs)
+    assert PAGE.read_text() == whole_page(json.loads(NUMBERS.read_text()))
 
 
 def test_every_row_of_every_study_has_numbers_and_every_gan_its_picture() -> None:
@@ -35,3 +32,31 @@ def test_the_job_of_every_row_can_be_run(study: str, network: str) -> None:
     job = Job.model_validate(job.model_dump() | {"model": STUDIES[study].networks[network]})
     assert check_meaning(job) == []
     assert zoo.check(job)
+
+
+@pytest.mark.parametrize(
+    ("study", "method"), [(study, method) for study, method, seed in hospitals.rows() if seed == 1]
+)
+def test_the_job_of_every_study_of_hospitals_can_be_run(study: str, method: str) -> None:
+    assert check_meaning(Job.model_validate(hospitals.job_of(JOBS, study, method, seed=1))) == []
+
+
+def test_every_study_of_hospitals_has_every_row_with_every_seed() -> None:
+    numbers = json.loads(NUMBERS.read_text())
+    for study in hospitals.STUDIES:
+        methods = {method for of, method, _ in hospitals.rows() if of == study}
+        assert set(numbers[study]) == methods | {"Local", "Ensemble", "Pooled"}
+        assert all(set(of) == {str(seed) for seed in hospitals.SEEDS} for of in numbers[study].values())
+
+
+@pytest.mark.parametrize(
+    "values", [*(attack.job_of(JOBS, row) for row in attack.AGGREGATIONS), *map(tuning.job_of, tuning.OPTIMIZERS)]
+)
+def test_the_jobs_of_the_single_questions_can_be_run(values: dict[str, object]) -> None:
+    assert check_meaning(Job.model_validate(values)) == []
+
+
+def test_the_single_questions_have_every_row() -> None:
+    numbers = json.loads(NUMBERS.read_text())
+    assert set(numbers[attack.STUDY]) == set(attack.AGGREGATIONS)
+    assert set(numbers[tuning.STUDY]) == set(tuning.OPTIMIZERS)
