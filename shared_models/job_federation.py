@@ -132,9 +132,11 @@ class Federation(Section):
     @model_validator(mode="before")
     @classmethod
     def _what_stays_at_home(cls, value: Any) -> Any:
-        """Fills in `share` from the algorithm, so that one place says what travels."""
+        """Fills in `share` from the algorithm, so that one place says what travels; without a name it is fedavg."""
         if not isinstance(value, dict) or not isinstance(algorithm := value.get("algorithm"), dict):
             return value
+        if "name" not in algorithm:
+            value = value | {"algorithm": {"name": "fedavg"} | algorithm}
         known, share = ALGORITHMS.get(str(algorithm.get("name"))), value.get("share", {})
         wanted = dict(known.stays_at_home) if known else {}
         if not wanted or not isinstance(share, dict):

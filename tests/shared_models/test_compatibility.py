@@ -245,3 +245,8 @@ def test_an_algorithm_that_is_a_rule_about_what_travels_is_never_without_it():
         job(algorithm={"name": "fedbn"}, share={"normalisation": "all"})
     with pytest.raises(ValueError, match="fedbn is share.normalisation: nothing"):
         Federation(rounds=2, algorithm=ALGORITHMS["fedbn"]())
+
+
+def test_an_algorithm_without_a_name_is_fedavg():
+    asked = job(algorithm={"server_optimizer": {"name": "adam"}}).federation.algorithm
+    assert (asked.name, asked.server_optimizer.name) == ("fedavg", "adam")
