@@ -107,7 +107,7 @@ def squared_distance(
 ) -> float:
     """Of two models, over the named tensors: block by block in float64, without a third model in memory."""
     squares = 0.0
-    for name in names:
+    for name in sorted(names):  # a run that was resumed has its tensors in another order, and sums in the same
         ours, theirs = a[name].reshape(-1), b[name].reshape(-1)
         for block in blocks(ours.size):
             difference = ours[block].astype(np.float64) - theirs[block]

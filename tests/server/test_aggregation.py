@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from server.aggregation import BLOCK, RunningSum
+from server.aggregation import BLOCK, RunningSum, squared_distance
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -75,3 +75,10 @@ def test_tensors_larger_than_a_block_and_scalars():
 def test_no_updates_have_no_mean():
     with pytest.raises(ValueError, match="no updates"):
         RunningSum().take_mean()
+
+
+def test_a_distance_does_not_depend_on_the_order_of_the_tensors():
+    rng = np.random.default_rng(0)
+    a = {f"t{i}": rng.normal(size=37).astype(np.float32) for i in range(40)}
+    b = {name: rng.normal(size=37).astype(np.float32) for name in a}
+    assert squared_distance(a, b, list(a)) == squared_distance(a, b, list(reversed(a)))
