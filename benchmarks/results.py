@@ -32,6 +32,7 @@ from benchmarks import results_hospitals as hospitals  # noqa: E402
 from benchmarks import results_tuning as tuning  # noqa: E402
 from benchmarks.results_data import write_tables  # noqa: E402
 from benchmarks.results_page import page  # noqa: E402
+from benchmarks.results_rows import failure, rounded  # noqa: E402
 
 JOBS = ROOT / "benchmarks" / "results"
 PAGE, NUMBERS, PICTURES = ROOT / "docs" / "results.md", ROOT / "docs" / "results.json", ROOT / "docs" / "images"
@@ -132,13 +133,11 @@ def collect(runs: Path) -> dict[str, Any]:
     for study, of in STUDIES.items():
         for network in of.networks:
             out = runs / study / network.replace(" ", "-")
-            log = out.with_suffix(".log")
             if (out / "evaluations.json").exists():
                 found.setdefault(study, {})[network] = _numbers(out)
                 _keep_picture(study, out)
-            elif log.exists():
-                words = log.read_text().strip().splitlines()
-                found.setdefault(study, {})[network] = {"failed": words[-1] if words else "it said nothing"}
+            elif row := failure(out):
+                found.setdefault(study, {})[network] = row
     return found
 
 
@@ -153,24 +152,13 @@ def _numbers(out: Path) -> dict[str, Any]:
         "rounds": last_round,
         "seconds": round(sum(event["seconds"] for event in events if event["event"] == "round_finished")),
         "metrics": evaluations["metrics"],
-        "models": {
-            model: {site: _rounded(values) for site, values in by_site.items()}
-            for model, by_site in evaluations["models"].items()
-        },
-        "differences": {name: _rounded(by_site.get("all", {})) for name, by_site in evaluations["differences"].items()},
+        "models": rounded(evaluations["models"]),
+        "differences": {name: rounded(by_site.get("all", {})) for name, by_site in evaluations["differences"].items()},
         "patients": {
             event["site"]: {split: event["patients"][split] for split in ("train", "test")}
             for event in events
             if event["event"] == "site_ready" and "patients" in event
         },
-    }
-
-
-def _rounded(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Values to five digits, so that the page's numbers do not change with the last bit."""
-    return {
-        name: {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
-        for name, values in metrics.items()
     }
 
 

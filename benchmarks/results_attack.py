@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.results_rows import failure, rounded
+
 STUDY, METRIC, KEPT = "attack", "balanced_accuracy", 0.95
 CLEAN = "mean, nobody attacks"
 AGGREGATIONS: dict[str, dict[str, Any]] = {
@@ -45,14 +47,10 @@ def collect(runs: Path) -> dict[str, Any]:
             report = json.loads((out / "report.json").read_text())
             score = report["models"]["federated"]["all"][METRIC]
             named = [doubt["text"] for doubt in report["doubts"] if doubt["kind"] == "update_out_of_line"]
-            found[row] = {key: _rounded(score[key]) for key in ("value", "low", "high", "n")} | {"named": named}
-        elif (log := out.with_suffix(".log")).exists():
-            found[row] = {"failed": (log.read_text().strip().splitlines() or ["it said nothing"])[-1]}
+            found[row] = rounded({key: score[key] for key in ("value", "low", "high", "n")}) | {"named": named}
+        elif words := failure(out):
+            found[row] = words
     return {STUDY: found} if found else {}
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 5) if isinstance(value, float) else value
 
 
 def section(numbers: Mapping[str, Any]) -> str:

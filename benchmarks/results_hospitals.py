@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from scipy import stats
 
+from benchmarks.results_rows import failure, rounded
+
 Row = Mapping[str, Any]
 
 SEEDS = (1, 2, 3)
@@ -79,9 +81,8 @@ def collect(runs: Path) -> dict[str, Any]:
             metric = STUDIES[study][1]
             for name, values in _values(json.loads((out / "evaluations.json").read_text()), method, metric).items():
                 found.setdefault(study, {}).setdefault(name, {})[str(seed)] = values
-        elif (log := out.with_suffix(".log")).exists():
-            words = log.read_text().strip().splitlines()
-            found.setdefault(study, {}).setdefault(method, {})[str(seed)] = {"failed": words[-1] if words else "?"}
+        elif row := failure(out):
+            found.setdefault(study, {}).setdefault(method, {})[str(seed)] = row
     return found
 
 
@@ -93,21 +94,12 @@ def _values(evaluations: Row, method: str, metric: str) -> dict[str, Any]:
     if method == REFERENCE:
         shown |= {"Pooled": models["pooled"], "Ensemble": models["ensemble"]}
         shown["Local"] = {site: models[f"local:{site}"][site] for site in sites}
-    return {
-        name: {
-            "hospitals": {site: _rounded(of[site][metric]["value"]) for site in sites if site in of},
-            "all": {
-                key: _rounded(value) for key, value in of["all"][metric].items() if key in ("value", "low", "high", "n")
-            }
-            if "all" in of
-            else None,
-        }
-        for name, of in shown.items()
-    }
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 5) if isinstance(value, float) else value
+    found = {}
+    for name, of in shown.items():
+        everybody = {key: of["all"][metric][key] for key in ("value", "low", "high", "n")} if "all" in of else None
+        by_hospital = {site: of[site][metric]["value"] for site in sites if site in of}
+        found[name] = rounded({"hospitals": by_hospital, "all": everybody})
+    return found
 
 
 def section(numbers: Mapping[str, Any], jobs: Mapping[str, Any]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.results_rows import failure, rounded
+
 STUDY, METRIC, NEAR = "tuning", "dice", 0.02
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "hippocampus.yaml"
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -46,14 +48,10 @@ def collect(runs: Path) -> dict[str, Any]:
             values = {"federated": evaluations["models"]["federated"]["all"][METRIC], "gap": gap}
             if "pooled" in evaluations["models"]:
                 values["pooled"] = evaluations["models"]["pooled"]["all"][METRIC]
-            found[row] = {name: _rounded(value) for name, value in values.items()}
-        elif (log := out.with_suffix(".log")).exists():
-            found[row] = {"failed": (log.read_text().strip().splitlines() or ["it said nothing"])[-1]}
+            found[row] = rounded(values)
+        elif words := failure(out):
+            found[row] = words
     return {STUDY: found} if found else {}
-
-
-def _rounded(value: Any) -> Any:
-    return {k: round(v, 5) if isinstance(v, float) else v for k, v in value.items()} if value else None
 
 
 def section(numbers: Mapping[str, Any]) -> str:
