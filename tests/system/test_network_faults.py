@@ -149,7 +149,8 @@ def test_a_network_lost_in_an_upload_for_minutes_costs_that_round(network: Netwo
     assert network.wire.is_cut.is_set()
     network.wire.mend()
     going.assert_complete(undisturbed)
-    assert [event["round"] for event in going.run.events("round_retried")] == [1]
+    # Tried again twice where the SuperNode registers anew behind the first sign of life of the old one.
+    assert {event["round"] for event in going.run.events("round_retried")} == {1}
 
 
 def test_a_full_disk_is_said_to_the_coordinator_and_the_site_recovers(network: Network, undisturbed: str) -> None:
