@@ -25,6 +25,7 @@ NUMBERS: dict[str, dict[str, tuple[type, float, float]]] = {
         "steps": (int, 1, LARGEST_COUNT),
         "loss": (float, -1e12, 1e12),
         "seconds": (float, 0, 1e8),
+        "went_on_from": (int, 0, LARGEST_COUNT),
     },
     "alone": {"steps": (int, 1, LARGEST_COUNT), "seconds": (float, 0, 1e8), "best_round": (int, 1, LARGEST_COUNT)},
 }

@@ -76,8 +76,8 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     if sent.extra:
         reply["algorithm"] = to_record(sent.extra)
     personal = _train_personal(local, before.personal, data, task, site.name, number)
-    kept = Own(model=own_part, algorithm=sent.kept, personal=personal)
-    keep_own(kept, site, number, last_used, _number(content, "best_round"))
+    behind = Own(model=own_part, algorithm=sent.kept, personal=personal, round=number)
+    keeps = keep_own(behind, site, last_used, _number(content, "best_round"))
     numbers: dict[str, int | float | list[int] | list[float]] = {
         "weight": sent.weight,
         "cases": progress.cases,
@@ -85,6 +85,7 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
         "steps": progress.steps,
         "loss": progress.loss,
         "seconds": time.monotonic() - began,
+        "went_on_from": before.round if keeps else last_used,
     }
     reply["numbers"] = MetricRecord(numbers)
     return reply

@@ -37,10 +37,12 @@ class Own:
     """See `Algorithm.contribution`, `Contribution.kept`."""
     personal: Weights = field(default_factory=dict)
     """The whole of a model that is this site's alone."""
+    round: int = 0
+    """That it is of; 0 before the first."""
 
 
-def keep_own(own: Own, site: Site, round_number: int, last_used: int, best_round: int) -> None:
-    """Writes what a site has behind a round, and drops what nobody will ask for again.
+def keep_own(own: Own, site: Site, last_used: int, best_round: int) -> bool:
+    """Writes what a site has behind a round, and drops what nobody will ask for again; whether there is anything.
 
     Args:
         last_used: the round that it went on from: whether this one will count, it does not know yet.
@@ -52,9 +54,9 @@ def keep_own(own: Own, site: Site, round_number: int, last_used: int, best_round
         for name, array in part.items()
     }
     if not tensors:
-        return
+        return False
     site.own.mkdir(parents=True, exist_ok=True)
-    with whole_file(site.own / f"round-{round_number:06d}.safetensors") as file:
+    with whole_file(site.own / f"round-{own.round:06d}.safetensors") as file:
         file.write(save(tensors))
     kept = _kept(site.own)
 
@@ -63,9 +65,10 @@ def keep_own(own: Own, site: Site, round_number: int, last_used: int, best_round
         return max((number for number in kept if number <= last), default=0)
 
     # The one before `last_used` is gone on from if the coordinator's last checkpoint should be damaged.
-    wanted = {round_number, up_to(last_used), up_to(up_to(last_used) - 1), up_to(best_round)}
+    wanted = {own.round, up_to(last_used), up_to(up_to(last_used) - 1), up_to(best_round)}
     for number in kept.keys() - wanted:
         kept[number].unlink(missing_ok=True)
+    return True
 
 
 def read_own(site: Site, job: Job, round_number: int) -> Own:
@@ -78,11 +81,11 @@ def read_own(site: Site, job: Job, round_number: int) -> Own:
     if not past:
         return Own(model=_initial(job.canonical_json()))
     tensors = _read(past[max(past)])
-    parts = [
+    model, algorithm, personal = (
         {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
         for prefix in (_MODEL, _ALGORITHM, _PERSONAL)
-    ]
-    return Own(*parts)
+    )
+    return Own(model, algorithm, personal, max(past))
 
 
 def load_own(network: nn.Module, site: Site, job: Job, round_number: int) -> None:

@@ -67,6 +67,8 @@ class Update:
     steps: int
     loss: float
     seconds: float
+    went_on_from: int
+    """The round behind which what it keeps at home is that it went on from."""
 
 
 def fault_of(reply: Message) -> str | None:
@@ -130,6 +132,7 @@ def admit(
         steps=_count(numbers, "steps"),
         loss=_finite(numbers, "loss"),
         seconds=_finite(numbers, "seconds"),
+        went_on_from=_count(numbers, "went_on_from"),
     )
 
 

@@ -25,6 +25,8 @@ from shared_models.files import whole_file
 from shared_models.weights import Weights, fingerprint
 
 ALGORITHM = "algorithm"  # beside the names of moments
+FORMAT = 2
+"""Of a checkpoint; another one is refused, not guessed at."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class RunState:
     """Validations since the best one."""
     algorithm: Weights = field(default_factory=dict)
     """The server's tensors of the algorithm, see `Algorithm.initial_state`."""
+    members: dict[str, int] = field(default_factory=dict)
+    """What every site counts that the federation has met, whether it is there now or not: its cases, or 1."""
     last_used: dict[str, int] = field(default_factory=dict)
     """By site, the last round that its update is in: what the site had behind that round is what it goes on from."""
 
@@ -66,10 +70,12 @@ class CheckpointStore:
         tensors |= {f"{ALGORITHM}/{name}": array for name, array in state.algorithm.items()}
         name = f"round-{state.round:05d}"
         note = {
+            "format": FORMAT,
             "round": state.round,
             "best_round": state.best_round,
             "best_value": state.best_value,
             "without_better": state.without_better,
+            "members": state.members,
             "last_used": state.last_used,
             "job_hash": self._job_hash,
             "events_size": events_size,
@@ -113,6 +119,10 @@ class CheckpointStore:
 
     def _read(self, note_path: Path) -> tuple[RunState, int]:
         note = json.loads(note_path.read_text())
+        if note.get("format") != FORMAT:
+            raise BadInput(
+                f"{note_path} was written by another version of Consilium: end the run with that one, or start anew"
+            )
         if note["job_hash"] != self._job_hash:
             raise BadInput(f"{note_path} is of another job than this run's job.yaml; restore the original job.yaml")
         moments = self._tensors(note["round"], note["fingerprints"])
@@ -125,6 +135,7 @@ class CheckpointStore:
             best_round=note["best_round"],
             best_value=note["best_value"],
             without_better=note["without_better"],
+            members=note["members"],
             last_used=note["last_used"],
         )
         self._best_before = state.best_round

@@ -156,4 +156,18 @@ class Gatherer:
             bytes_down=reply.bytes_down,
             bytes_up=reply.bytes_up,
         )
+        if update:
+            self._check_memory(reply.site, update, place[0])
         return update
+
+    def _check_memory(self, site: str, update: Update, number: int) -> None:
+        """Says it where a site has lost what it kept at home: its update counts, but rests on less than it should."""
+        last_used = self._state.last_used.get(site, 0)
+        if update.went_on_from == last_used:
+            return
+        began = f"went on from round {update.went_on_from}" if update.went_on_from else "began anew"
+        sentence = (
+            f"{site} {began} in round {number}: what it kept at home behind round {last_used} is lost. What the "
+            "algorithm keeps there is not what it would have been; see that the site's work folder is not deleted"
+        )
+        self._events.emit("warning", text=sentence)

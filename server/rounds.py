@@ -88,9 +88,13 @@ def one_round(
         )
 
     trainable = trainable_names(tensors)
-    answered = _share_of_weight(job, sites, attempt.weights)
+    members = _announced(job, sites) | state.members | attempt.weights
+    everybody = sum(members.values())
+    met = sum(members[name] for name in state.members) / everybody if state.members else 1.0
+    before = algorithm.grown(state.algorithm, met)
+    answered = sum(attempt.weights.values()) / everybody
     gathered = Gathered(attempt.total.take_mean(), answered, trainable, attempt.updates)
-    target, algorithm_state = algorithm.combine(state.weights, state.algorithm, gathered)
+    target, algorithm_state = algorithm.combine(state.weights, before, gathered)
     weights, moments = optimizers.step(
         job.federation.algorithm.server_optimizer, trainable, state.weights, target, state.moments
     )
@@ -102,6 +106,7 @@ def one_round(
         weights=weights,
         moments=moments,
         algorithm=algorithm_state,
+        members=members,
         last_used=state.last_used | dict.fromkeys(attempt.weights, number),
         round=number,
         fingerprint=fingerprint(weights),
@@ -119,15 +124,10 @@ def one_round(
     return done
 
 
-def _share_of_weight(job: Job, sites: Mapping[str, Site], weights: Mapping[str, int]) -> float:
-    """How much of the whole federation's weight has answered.
-
-    Args:
-        weights: of the sites that have; any other is taken to weigh what it would have.
-    """
+def _announced(job: Job, sites: Mapping[str, Site]) -> dict[str, int]:
+    """What every site will count, from the cases that it has said to have."""
     by_cases = job.federation.weighting == "cases"
-    away = sum(site.cases["train"] if by_cases else 1 for name, site in sites.items() if name not in weights)
-    return sum(weights.values()) / (sum(weights.values()) + away)
+    return {name: site.cases["train"] if by_cases else 1 for name, site in sites.items()}
 
 
 def _is_due(job: Job, number: int) -> bool:

@@ -129,6 +129,14 @@ class Algorithm(Section):
         """The model that a site begins with, where that is not the global one."""
         return None
 
+    def grown(self, state: Weights, share: float) -> Weights:
+        """The state when hospitals have come that the federation had not met before.
+
+        Args:
+            share: of the federation's weight, that of those it had met.
+        """
+        return state
+
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """From what was gathered to the model that the server optimiser steps towards, and the next state.
 

@@ -51,6 +51,10 @@ class FedDyn(Algorithm):
         """h = 0."""
         return {f"{SLOPE}/{name}": np.zeros_like(weights[name]) for name in trainable_names(tensors)}
 
+    def grown(self, state: Weights, share: float) -> Weights:
+        """h, a mean over all hospitals: those that come have gₖ = 0."""
+        return {name: np.float32(share) * array for name, array in state.items()}
+
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """The mean, corrected by h where it is trained; running statistics take the mean as it is."""
         target, _ = super().combine(current, state, gathered)

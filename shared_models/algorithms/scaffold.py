@@ -67,6 +67,10 @@ class Scaffold(Algorithm):
         """c."""
         return state
 
+    def grown(self, state: Weights, share: float) -> Weights:
+        """c, a mean over all hospitals: those that come have cₖ = 0."""
+        return {name: np.float32(share) * array for name, array in state.items()}
+
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """The mean of the weights, and the next c."""
         target, _ = super().combine(current, state, gathered)

@@ -56,7 +56,7 @@ def test_train_answers_with_the_tensors_that_travel_and_numbers_and_nothing_else
     content = ask(node, "train", weights, round=1, best_round=0, last_used=0)
     assert set(content) == {"weights", "numbers"}
     assert set(content["weights"]) == set(weights)
-    assert set(content["numbers"]) == {"weight", "cases", "skipped", "steps", "loss", "seconds"}
+    assert set(content["numbers"]) == {"weight", "cases", "skipped", "steps", "loss", "seconds", "went_on_from"}
     assert content["numbers"]["cases"] == 6
 
 

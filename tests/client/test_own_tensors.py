@@ -44,7 +44,7 @@ def filled(value: float, job: Job = FEDBN) -> torch.nn.Module:
 
 def kept(value: float, site: Site, number: int, best_round: int = 0, job: Job = FEDBN, last_used: int | None = None):
     tensors = {name: array.copy() for name, array in own(filled(value, job), job.federation.share).items()}
-    keep_own(Own(model=tensors), site, number, number - 1 if last_used is None else last_used, best_round)
+    return keep_own(Own(tensors, round=number), site, number - 1 if last_used is None else last_used, best_round)
 
 
 def rounds_in(site: Site) -> list[int]:
@@ -99,7 +99,7 @@ def test_a_site_goes_on_from_the_last_round_that_counted_however_often_it_traine
 def test_what_an_algorithm_keeps_and_a_personal_model_come_back_apart(tmp_path):
     site = site_in(tmp_path / "north")
     whole = travelling(filled(3.0))
-    keep_own(Own(algorithm={"control/w": np.ones(2, np.float32)}, personal=whole), site, 1, 0, 0)
+    keep_own(Own(algorithm={"control/w": np.ones(2, np.float32)}, personal=whole, round=1), site, 0, 0)
     found = read_own(site, FEDBN, 1)
     assert found.algorithm["control/w"].tolist() == [1.0, 1.0]
     assert personal_model(site, FEDBN, 1).keys() == whole.keys()
@@ -108,7 +108,7 @@ def test_what_an_algorithm_keeps_and_a_personal_model_come_back_apart(tmp_path):
 
 def test_a_job_that_shares_everything_writes_nothing(tmp_path):
     site, job = site_in(tmp_path), job_that_shares()
-    kept(2.0, site, 1, job=job)
+    assert not kept(2.0, site, 1, job=job)
     assert not site.own.exists()
 
 

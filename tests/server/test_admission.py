@@ -11,7 +11,7 @@ from shared_models.weights import to_record
 
 SHAPES = {"a": (2, 2), "b": ()}
 GOOD = {"a": np.ones((2, 2), np.float32), "b": np.array(3.0, np.float32)}
-NUMBERS = {"weight": 10, "cases": 10, "skipped": 1, "steps": 5, "loss": 0.5, "seconds": 1.0}
+NUMBERS = {"weight": 10, "cases": 10, "skipped": 1, "steps": 5, "loss": 0.5, "seconds": 1.0, "went_on_from": 0}
 
 
 @pytest.fixture(autouse=True)

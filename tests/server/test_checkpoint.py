@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, and a damaged one is said."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,16 @@ def test_a_checkpoint_of_another_job_is_refused(tmp_path):
     CheckpointStore(tmp_path, "one job").save(state(1), 0)
     with pytest.raises(BadInput, match="of another job"):
         CheckpointStore(tmp_path, "another job").load(fail)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path):
+    CheckpointStore(tmp_path, "job").save(state(1), 0)
+    path = tmp_path / "round-00001.json"
+    note = json.loads(path.read_text())
+    del note["format"], note["members"]
+    path.write_text(json.dumps(note))
+    with pytest.raises(BadInput, match=r"round-00001\.json was written by another version of Consilium"):
+        CheckpointStore(tmp_path, "job").load(fail)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

@@ -39,8 +39,9 @@ def job(**federation):
     )
 
 
-def update(tensors, cases=10):
+def update(tensors, cases=10, went_on_from=0):
     numbers = {"weight": cases, "cases": cases, "skipped": 0, "steps": 1, "loss": 0.5, "seconds": 0.1}
+    numbers["went_on_from"] = went_on_from
     return RecordDict({"weights": to_record(tensors), "numbers": MetricRecord(numbers)})
 
 
@@ -243,6 +244,40 @@ def test_what_a_sum_over_all_sites_moves_by_is_the_share_of_the_weight_that_answ
     asked = job(quorum=1, algorithm={"name": "feddyn", "alpha": 1.0})
     state = one_round(grid, roster, asked, TENSORS, RunState(START), events, lambda needed: None)
     np.testing.assert_array_equal(state.algorithm["slope/w"], np.full(3, -0.75, np.float32))
+
+
+@pytest.mark.parametrize("seen_again", [True, False])
+def test_a_mean_over_all_sites_counts_those_that_come_late_and_those_that_are_away(tmp_path, seen_again):
+    """FedDyn's h is −α Σ pₖ (θₖ − θ) over all rounds, pₖ the share of the weight of all that were met."""
+    grid = ScriptedGrid([moved(1.0, cases=30), moved(0.0, cases=10)])
+    first, late = Site("site-0", 0, {"train": 30}), Site("site-1", 1, {"train": 10})
+    events = EventLog(tmp_path / "events.jsonl")
+    asked = job(quorum=1, algorithm={"name": "feddyn", "alpha": 1.0})
+    state = one_round(grid, {"site-0": first}, asked, TENSORS, RunState(START), events, lambda needed: None)
+    np.testing.assert_array_equal(state.algorithm["slope/w"], np.full(3, -1.0, np.float32))
+    state = one_round(grid, {"site-0": first, "site-1": late}, asked, TENSORS, state, events, lambda needed: None)
+    np.testing.assert_allclose(state.algorithm["slope/w"], np.full(3, -2 * 0.75))
+    # The run is resumed while the late one is away: it is still of the federation.
+    roster = {"site-0": first, "site-1": late} if seen_again else {"site-0": first}
+    grid.sites[1] = lambda weights, call: Error(1, "gone")
+    state = one_round(grid, roster, asked, TENSORS, state, events, lambda needed: None)
+    np.testing.assert_allclose(state.algorithm["slope/w"], np.full(3, -3 * 0.75))
+
+
+def test_a_site_that_lost_what_it_keeps_at_home_is_named(tmp_path):
+    def site(*went_on_from):
+        return lambda weights, call: update(weights, went_on_from=went_on_from[call - 1])
+
+    grid = ScriptedGrid([site(0, 1, 2), site(0, 1, 0), site(0, 1, 1)])
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(3)}
+    events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
+    run_rounds(grid, roster, job(rounds=3), TENSORS, RunState(START), store, events, lambda needed: None)
+    said = [event["text"] for event in read_events(tmp_path / "events.jsonl") if event["event"] == "warning"]
+    assert [text.partition(":")[0] for text in said] == [
+        "site-1 began anew in round 3",
+        "site-2 went on from round 1 in round 3",
+    ]
+    assert "what it kept at home behind round 2 is lost" in said[0]
 
 
 def test_a_metric_that_has_no_value_is_no_reason_to_stop_early(tmp_path):

@@ -1,6 +1,7 @@
 """Every algorithm in whole runs: it trains, keeps what it must, and goes on after a stop as if there had been none."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ def test_every_algorithm_learns_and_resumes_as_if_it_had_not_stopped(
     whole = run(name, **({"q": 0.1} if name == "qfedavg" else {}))
     evaluations = json.loads((whole / "evaluations.json").read_text())
     assert evaluations["models"]["federated"]["all"]["auroc"]["value"] > 0.6
+    broken = tmp_path / "broken"
+    stop_behind_round_2(SimulationRequest(tmp_path / "job.yaml", squares, broken, workers=1, compare=()), monkeypatch)
+    assert simulate(SimulationRequest(None, resume=broken)) == 0
+    assert fingerprint(last_model(broken)) == fingerprint(last_model(whole))
+    assert not [event for event in events_of(broken, "warning") if "is lost" in event["text"]]
+    assert (broken / "evaluations.json").read_text() == (whole / "evaluations.json").read_text()
+
+
+def stop_behind_round_2(request, monkeypatch):
     save = CheckpointStore.save
 
     def then_stop(self, state, size):
@@ -71,14 +81,20 @@ def test_every_algorithm_learns_and_resumes_as_if_it_had_not_stopped(
         if state.round == 2:
             raise RunStopped("stopped by the test")
 
-    broken = tmp_path / "broken"
-    monkeypatch.setattr(CheckpointStore, "save", then_stop)
-    with pytest.raises(RunStopped):
-        simulate(SimulationRequest(tmp_path / "job.yaml", squares, broken, workers=1, compare=()))
-    monkeypatch.setattr(CheckpointStore, "save", save)
-    assert simulate(SimulationRequest(None, resume=broken)) == 0
-    assert fingerprint(last_model(broken)) == fingerprint(last_model(whole))
-    assert (broken / "evaluations.json").read_text() == (whole / "evaluations.json").read_text()
+    with monkeypatch.context() as patched, pytest.raises(RunStopped):
+        patched.setattr(CheckpointStore, "save", then_stop)
+        simulate(request)
+
+
+def test_a_hospital_whose_folder_was_emptied_goes_on_and_the_run_says_what_is_lost(
+    write_job, squares, tmp_path, monkeypatch
+):
+    job, out = write_job(federation={"algorithm": {"name": "scaffold"}}), tmp_path / "run"
+    stop_behind_round_2(SimulationRequest(job, squares, out, workers=1, compare=()), monkeypatch)
+    shutil.rmtree(out / "sites" / "hospital-2" / "own")
+    assert simulate(SimulationRequest(None, resume=out)) == 0
+    (said,) = [event["text"] for event in events_of(out, "warning") if "is lost" in event["text"]]
+    assert said.startswith("hospital-2 began anew in round 3: what it kept at home behind round 2 is lost")
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("fedprox", {"mu": 0.0}), ("moon", {"mu": 0.0})])

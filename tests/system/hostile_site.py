@@ -28,7 +28,7 @@ from shared_models.keys import load_private
 from shared_models.weights import from_record, to_record
 
 Objects = dict[str, bytes]
-NUMBERS = {"weight": 8, "cases": 8, "skipped": 0, "steps": 1, "loss": 0.5, "seconds": 1.0}
+NUMBERS = {"weight": 8, "cases": 8, "skipped": 0, "steps": 1, "loss": 0.5, "seconds": 1.0, "went_on_from": 0}
 SUMMARY = {
     "cases": {"train": 8, "validation": 4, "test": 4},
     "patients": {"train": 8, "validation": 4, "test": 4},
