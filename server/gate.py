@@ -81,13 +81,20 @@ def _best(validation: Mapping[str, float | None]) -> Choice:
 def judge_kept(
     grid: Grid, result: Result, job: Job, choices: Mapping[str, Choice], run_dir: Path, events: EventLog
 ) -> dict[str, Sums]:
-    """The test sums of what each hospital keeps, which it also writes to its disk when it is asked for them."""
+    """The test sums of what each hospital keeps, which it also writes to its disk when it is asked for them.
+
+    A hospital without test patients is asked for the sums of its validation patients, so that it has its model, too;
+    they are dropped.
+    """
     variants = {FEDERATED: "", **{VARIANTS[variant]: variant for variant in CANDIDATES}}
     sums: dict[str, Sums] = {}
 
     def judge(model: Model, names: Collection[str]) -> None:
         at = {name: result.sites[name] for name in names}
-        sums.update(collect(grid, at, job, model, "test", job.evaluation.bootstrap, events))
+        tested = {name: site for name, site in at.items() if site.cases["test"]}
+        sums.update(collect(grid, tested, job, model, "test", job.evaluation.bootstrap, events))
+        if untested := {name: at[name] for name in at if name not in tested}:
+            collect(grid, untested, job, model, "validation", 0, events)
 
     for name, variant in variants.items():
         judge(Model(KEPT, result.best, result.best_round, variant), [s for s in choices if choices[s]["kept"] == name])

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from server import baselines, gate, leave_one_out
@@ -92,6 +93,24 @@ def test_the_gate_goes_by_validation_patients_and_what_it_chose_is_on_disk(write
         named = {"local": f"local-{site}", "federated": "federated-best"}
         if choice["kept"] in named:
             assert fingerprint(kept) == print_of(out, named[choice["kept"]])
+
+
+def test_a_hospital_without_test_patients_has_the_model_that_it_chose(write_job, squares, tmp_path):
+    table = dict(np.load(squares / "squares.npz"))
+    table["hospital"] = np.array(["north", "south", "untested"])[np.arange(90) % 3]
+    table["split"] = np.array(["train", "train", "validation", "test", "train"])[np.arange(90) % 5]
+    table["split"][(table["hospital"] == "untested") & (table["split"] == "test")] = "train"
+    np.savez(tmp_path / "squares.npz", **table)
+    columns = {"image": "images", "label": "labels", "patient": "patient", "split": "split", "hospital": "hospital"}
+    dataset = {"name": "folder", "table": "squares.npz", "columns": columns}
+    parts = {"dataset": dataset, "partition": {"name": "natural", "column": "hospital"}, "hospitals": None}
+    job = write_job(federation={"rounds": 1}, simulation=parts)
+    out = tmp_path / "run"
+    assert run_of(job, tmp_path, out, ("fine_tuned",)) == 0
+    found = evaluations_of(out)
+    assert set(found["choices"]) == {"north", "south", "untested"}
+    assert set(found["models"]["kept"]) == {"north", "south", "all"}
+    assert load_weights(out / "sites" / "untested" / "own" / "kept.safetensors")
 
 
 def test_a_hospital_keeps_the_federated_model_unless_another_is_better():
