@@ -2,7 +2,8 @@
 
 Nothing of a single patient is told. A histogram is microaggregated (Domingo-Ferrer and Mateo-Sanz 2002): neighbouring
 cells are put together until at least the least number of patients is in each, so that no patient is lost and none
-stands alone; a class that too few patients have is left out. Smallest and largest values are never told.
+stands alone; a class that too few patients have is left out, and one that too few lack is told as if all had it.
+Smallest and largest values are never told.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from operator import attrgetter
 
 import numpy as np
 from flwr.app import RecordDict
+from numpy.typing import NDArray
 
 from client.data.dataset import SiteData
 from client.data.landmarks import landmarks_of
@@ -36,7 +38,6 @@ from shared_models.statistics import (
 from shared_models.weights import to_record
 
 HISTOGRAMS = ("spacing", "extent", "intensity", "foreground")
-CATEGORIES = ("spacing_known", "classes")
 
 
 def statistics(site: Site, job: Job, content: RecordDict) -> RecordDict:
@@ -153,14 +154,21 @@ class _Counting:
             for row in range(len(tables.get(name, ()))):
                 tables[name][row], merged = self._microaggregated(name, row)
                 suppressed += merged
-        for name in CATEGORIES:
-            few = (tables[name] > 0) & (tables[name] < self._least)
-            tables[name][few] = 0
-            suppressed += int(few.sum())
+        # What is left of all patients must not tell of a few, either.
+        patients, spacing, classes = int(tables["patients"][0]), tables["spacing_known"], tables["classes"]
+        if self._is_few(spacing).any():
+            spacing[:] = 0
+            suppressed += 2
+        rare, common = self._is_few(classes), self._is_few(patients - classes)
+        classes[rare], classes[common] = 0, patients
+        suppressed += int(rare.sum() + common.sum())
         few = tables["landmark_patients"] < self._least
         tables["landmark_patients"][few] = tables["landmarks"][few] = 0
         tables["suppressed"][0] = suppressed
         return tables
+
+    def _is_few(self, counts: Table) -> NDArray[np.bool_]:
+        return (counts > 0) & (counts < self._least)
 
     def _microaggregated(self, name: str, row: int) -> tuple[Table, int]:
         """One histogram with its cells put together into groups of enough patients, and how many cells that cost.

@@ -201,6 +201,8 @@ def check_move(tensors: Weights, current: Weights, trainable: Collection[str]) -
             largest = float(np.abs(tensor).max(initial=0))
             if largest > LARGEST_STATISTIC:
                 raise Rejected(f"'{name}' has values up to {largest:.1e}, expected at most {LARGEST_STATISTIC:g}")
+            if name.endswith("running_var") and tensor.min(initial=0) < 0:
+                raise Rejected(f"'{name}' is a variance and has values below 0")
             continue
         ours, theirs = current[name].reshape(-1), tensor.reshape(-1)
         for start in range(0, ours.size, BLOCK):

@@ -89,6 +89,7 @@ class Gatherer:
                 attempt.total = RunningSum()
                 attempt.fold(name, update, keep=False)
                 model = to_record(update.tensors)
+        attempt.scores = self._lineup.finish()
         return attempt
 
     def _start(self, site: Site, model: ArrayRecord) -> ArrayRecord:

@@ -6,7 +6,8 @@ updates, to within about 3 %.
 
 A hospital stands out if it alone, or a small minority, differs while the others agree. Where patients differ much
 (label skew), honest updates point away from each other: then nobody agrees, and nobody stands out. Standing out is no
-proof of a fault: a hospital whose patients are unlike all others' may, too.
+proof of a fault: a hospital whose patients are unlike all others' may, too. Where one hospital begins with what the one
+before it has learnt, directions say nothing, and lengths alone are looked at.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Lineup:
         """
         self._seed = derive_seed(job.seed, "outliers", number)
         self._names = sorted(trainable)
+        self._one_behind_the_other = job.federation.algorithm.relays
         self._sketches: dict[str, Sketch] = {}
         self._norms: dict[str, float] = {}
         self._buckets = np.arange(BLOCK + BUCKETS) % BUCKETS
@@ -113,7 +115,9 @@ class Lineup:
         least = directions[alike].min()
         away = (directions < least - GAP) & (least > AGREE)
         if len(sites) < FEWEST:
-            long[:], away[:] = False, False
+            long[:] = False
+        if len(sites) < FEWEST or self._one_behind_the_other:
+            away[:] = False
         return {
             site: Score(
                 norm=float(norms[k]),

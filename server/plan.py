@@ -90,11 +90,12 @@ def _with(job: Job, decisions: list[Decision]) -> Job:
 
 def _spacing(tables: Tables) -> Decision:
     """The median of every axis; of slices that are thick, the 10th percentile of their thickness."""
-    # Not their own cell, which is empty where they are too few to be told of.
     patients = int(tables["patients"][0])
-    unknown = patients - int(tables["spacing_known"][0])
-    if unknown:
-        why = f"the images of {unknown} of {patients} patients do not say their voxel size, so grids are kept"
+    known, unknown = (int(count) for count in tables["spacing_known"])
+    if known < patients:
+        # A hospital where these or those are too few to be told of tells of neither.
+        some = f"{unknown}" if known + unknown == patients else "some"
+        why = f"the images of {some} of {patients} patients do not say their voxel size, so grids are kept"
         return Decision("spacing", None, why)
     spacing, extent = _by_axis(tables["spacing"], SPACING, 0.5), _by_axis(tables["extent"], EXTENT, 0.5)
     shape = [size / step for size, step in zip(extent, spacing, strict=True)]

@@ -33,7 +33,8 @@ class QFedAvg(Algorithm):
     needs_initial_loss: ClassVar[bool] = True
 
     name: Literal["qfedavg"] = "qfedavg"
-    q: float = Field(1.0, ge=0, le=10, description="How much more; 0 weighs all sites alike.")
+    # With a larger one, losses of a whole decade would have the smallest weight, 1, or the largest.
+    q: float = Field(1.0, ge=0, le=3, description="How much more; 0 weighs all sites alike.")
 
     def extra(self, tensors: Sequence[TensorInfo]) -> dict[str, Shape]:
         """q L ‖w − wₖ‖² / Fₖ."""

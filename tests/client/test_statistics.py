@@ -71,6 +71,19 @@ def test_what_is_counted(volumes):
     assert tables["classes"].tolist() == [7, 7, 0]  # the lesion is two patients', too few to be told
 
 
+def test_what_is_left_of_all_patients_tells_of_no_few(volumes):
+    counting = _Counting(VOLUMES, LEAST)
+    for number in range(7):
+        tables = {name: np.zeros(shape) for name, shape in table_shapes(VOLUMES).items() if name != "patients"}
+        tables["spacing_known"][0 if number else 1] = 1
+        tables["classes"][:] = [1, number > 0, number > 3]
+        counting.add(number, tables)
+    told = counting.told()
+    # One does not know its spacing; one lacks the organ, four the lesion.
+    assert told["spacing_known"].tolist() == [0, 0] and told["classes"].tolist() == [7, 7, 3]
+    assert told["suppressed"][0] == 3
+
+
 def test_sizes_count_in_voxels_where_grids_are_kept(volumes):
     job = VOLUMES.model_copy(
         update={"federation": VOLUMES.federation.model_validate({"rounds": 1, "statistics": {"decide": ["crop"]}})}

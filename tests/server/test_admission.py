@@ -100,6 +100,14 @@ def test_a_running_statistic_beyond_any_image_is_rejected():
     moved(mean=np.array([0, LARGEST_STATISTIC, 0], np.float32))
 
 
+def test_a_variance_below_zero_is_rejected():
+    """The mean with it would make every hospital's outputs NaN."""
+    variance = {"norm.running_var": np.array([1, -0.1], np.float32)}
+    with pytest.raises(Rejected, match=r"'norm\.running_var' is a variance and has values below 0"):
+        check_move({**MODEL, **variance}, MODEL, {"w", "b"})
+    check_move({**MODEL, "norm.running_var": np.zeros(2, np.float32)}, MODEL, {"w", "b"})
+
+
 @pytest.mark.parametrize("shape", [(), (2, 0)])
 def test_tensors_of_one_value_and_of_none_can_be_measured(shape):
     one = {"a": np.zeros(shape, np.float32)}

@@ -74,8 +74,9 @@ def test_grids_stay_where_files_do_not_say_their_voxel_size():
     plan = found(job(), a=site(), b=site(known=False))
     assert plan["spacing"].value is None and "10 of 20 patients do not say" in plan["spacing"].why
     few = site()
-    few["spacing_known"][:] = [8, 0]  # two do not, which are too few to be told of
-    assert found(job(), a=few)["spacing"].value is None
+    few["spacing_known"][:] = 0  # two do not, which are too few to be told of
+    plan = found(job(), a=few, b=site())
+    assert plan["spacing"].value is None and "some of 20 patients do not say" in plan["spacing"].why
 
 
 def test_the_crop_is_the_median_image_in_sizes_that_the_network_takes():

@@ -157,6 +157,12 @@ def test_one_of_four_that_goes_the_other_way_stands_out_on_record(tmp_path):
     assert norms["site-3"] == pytest.approx(3**0.5)
 
 
+def test_in_a_relay_lengths_tell_who_stands_out_and_directions_do_not(tmp_path):
+    sites = [moved(1.0), moved(-1.0), moved(1.0), moved(20.0)]
+    _, events = play(tmp_path, sites, algorithm={"name": "cyclic"})
+    assert [(e["site"], e["why"]) for e in events if e["event"] == "stood_out"] == [("site-3", "long")]
+
+
 def test_too_few_updates_for_the_aggregation_stop_the_run_and_are_no_mean(tmp_path):
     with pytest.raises(RunStopped, match="4 of 4 sites gave an update, 5 are needed"):
         play(tmp_path, [moved(1.0)] * 4, aggregation={"name": "krum"}, quorum=2, retries=0)
