@@ -1,7 +1,8 @@
 """Hospitals that do harm, by fault or on purpose: what becomes of an honest update on its way out.
 
 w is the model that the hospital was sent, w_k the one that it trained; `shared_models.job_participation` has the
-formula of every fault. What an algorithm sends beside the model, such as SCAFFOLD's control variates, stays honest. A label flip is no matter of updates: `simulation.flipped_labels` changes the hospital's data.
+formula of every fault. What an algorithm sends beside the model, such as SCAFFOLD's control variates, stays honest.
+A label flip is no matter of updates: `simulation.flipped_labels` changes the hospital's data.
 """
 
 from __future__ import annotations
