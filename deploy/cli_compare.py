@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared_models.errors import SitesLeftOut
+from shared_models.errors import BadInput, SitesLeftOut
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +49,10 @@ def compare(
     from server.report.comparison import compare_runs
     from server.report.comparison_page import write_comparison
 
+    for folder in runs:
+        if (folder / "sweep.json").is_file():
+            page = folder / "compare.html"
+            raise BadInput(f"{folder} is a sweep, whose comparison is {page}; its runs are {folder / 'runs' / '*'}")
     comparison = compare_runs(runs, metric, model)
     numbers = write_comparison(comparison, out)
     if json:

@@ -7,14 +7,16 @@ import math
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shared_models.errors import BadInput
 
 if TYPE_CHECKING:
+    from shared_models.algorithms.algorithm import Algorithm
     from shared_models.job import Job
+    from shared_models.job_federation import Aggregation
 
 app = typer.Typer(no_args_is_help=True, help="Write, check and describe a job file.")
 
@@ -60,6 +62,10 @@ def check(job: Annotated[Path, typer.Argument(metavar="JOB.yaml")]) -> None:
 
     loaded = load_job(job)
     selection_metric(job)
+    if loaded.simulation is not None and loaded.simulation.names is not None:
+        from simulation.unreliable import check_participation
+
+        check_participation(loaded, loaded.simulation.names)
     table = Table.grid(padding=(0, 2))
     for name, text in _summary(loaded):
         table.add_row(name, text)
@@ -116,6 +122,7 @@ def _summary(job: Job) -> list[tuple[str, str]]:
         ("data", _data(job)),
         *_plan(job),
         ("hospitals", _hospitals(job)),
+        *_differences(job),
         ("model", f"{job.model.name}, {parameters:,} parameters"),
         *([("", f"begins with the weights of {job.model.pretrained}")] if job.model.pretrained else []),
         ("training", _training(job)),
@@ -160,6 +167,29 @@ def _hospitals(job: Job) -> str:
     return f"{job.simulation.hospitals} from {source}, {partition.name}{f' ({settings})' if settings else ''}"
 
 
+def _differences(job: Job) -> list[tuple[str, str]]:
+    """How virtual hospitals differ, a row for each key of the job that says so."""
+    if job.simulation is None:
+        return []
+    scanners = job.simulation.scanners
+    rows = [("", f"scanners: {scanners.set}")] if scanners and scanners.set else []
+    chains = scanners.by_hospital or {} if scanners else {}
+    by_hospital: dict[str, dict[str, Any]] = {key: value for key, value in job.simulation if isinstance(value, dict)}
+    for key, differences in {"scanners": chains, **by_hospital}.items():
+        parts = [f"{hospital} {_difference(value)}" for hospital, value in differences.items()]
+        rows += [("", f"{key.replace('_', ' ')}: {'; '.join(parts)}")] if parts else []
+    if job.simulation.partly_labelled == "rotate":
+        rows.append(("", "partly labelled: one class at each hospital, in turn"))
+    return rows
+
+
+def _difference(value: Any) -> str:
+    """What one hospital has of its own: a chain of effects, a list of names, or a section."""
+    if isinstance(value, list):
+        return ", ".join(str(getattr(entry, "words", entry)) for entry in value) or "as they are"
+    return ", ".join(f"{key} {setting}" for key, setting in value.model_dump(exclude_defaults=True).items())
+
+
 def _training(job: Job) -> str:
     training, optimizer = job.training, job.training.optimizer
     passes = "1 epoch" if training.local_epochs == 1 else f"{training.local_epochs} epochs"
@@ -195,9 +225,21 @@ def _federation(job: Job) -> str:
         f"{federation.sites_per_round} hospitals drawn each" if federation.sites_per_round else "all hospitals in each"
     )
     quorum = f"at least {federation.quorum}" if federation.quorum else "more than half"
-    server = federation.algorithm.server_optimizer.name
+    algorithm, how = federation.algorithm, federation.aggregation
+    server = algorithm.server_optimizer.name
     stepped = f" with server {server}" if server != "none" else ""
-    return f"{federation.rounds} rounds of {federation.algorithm.name}{stepped}, {who}, {quorum} must reply"
+    combined = f", updates combined by {how.name}{_settings(how)}" if how.name != "mean" else ""
+    weighting = ", all hospitals count alike" if federation.weighting == "equal" else ""
+    deadline = f" within {federation.deadline_seconds:g} s" if federation.deadline_seconds else ""
+    until = f"; stops after {federation.patience} validations without a better one" if federation.patience else ""
+    rounds = f"{federation.rounds} rounds of {algorithm.name}{_settings(algorithm)}{stepped}"
+    return f"{rounds}, {who}, {quorum} must reply{deadline}{combined}{weighting}{until}"
+
+
+def _settings(section: Algorithm | Aggregation) -> str:
+    """` (mu 0.01)`: what this kind of section has of its own, or nothing."""
+    own = {key: value for key, value in section if key not in ("name", "server_optimizer") and value is not None}
+    return f" ({', '.join(f'{key} {value:g}' for key, value in own.items())})" if own else ""
 
 
 def _by(sizes: list[int] | list[float]) -> str:

@@ -108,6 +108,10 @@ class Statistics(Section):
         return self
 
 
+SERVER_OPTIMIZERS = {"fedadam": "adam", "fedyogi": "yogi", "fedadagrad": "adagrad", "fedavgm": "momentum"}
+"""Fedavg with a server optimiser, as papers call it: the optimiser."""
+
+
 class Federation(Section):
     """The rounds."""
 
@@ -128,6 +132,17 @@ class Federation(Section):
     statistics: Statistics | None = Field(
         None, description="Ask all sites for statistics first, and agree on one preprocessing plan; null does not."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_like_its_server_optimizer(cls, value: Any) -> Any:
+        """Papers call these algorithms; here they are two keys, so that scaffold may have a server optimiser too."""
+        algorithm = value.get("algorithm") if isinstance(value, dict) else None
+        name = algorithm.get("name") if isinstance(algorithm, dict) else algorithm
+        if (optimizer := SERVER_OPTIMIZERS.get(str(name).lower())) is not None:
+            two_keys = f"{{name: fedavg, server_optimizer: {{name: {optimizer}}}}}"
+            raise ValueError(f"{name} is fedavg with a server optimiser: write algorithm: {two_keys}")
+        return value
 
     @model_validator(mode="before")
     @classmethod

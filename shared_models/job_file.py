@@ -161,9 +161,8 @@ def _differences(job: Job) -> Iterator[Refusal]:
     """Scanners, annotators and faults that do not fit the data or the task, and hospitals that there are not."""
     if job.simulation is None:
         return
-    if job.simulation.hospitals is not None:
-        known = [f"hospital-{number}" for number in range(1, job.simulation.hospitals + 1)]
-        for path, text in job.simulation.unknown_hospitals(known):
+    if job.simulation.names is not None:
+        for path, text in job.simulation.unknown_hospitals(job.simulation.names):
             yield Refusal(path, text)
     scanners = job.simulation.scanners
     for name, chain in (scanners.by_hospital or {} if scanners else {}).items():
@@ -175,8 +174,13 @@ def _differences(job: Job) -> Iterator[Refusal]:
         if annotator.masks and job.task.kind != "segmentation":
             yield Refusal((*path, "masks"), f"a {job.task.kind} task has no masks to learn from; leave this out")
         if annotator.mislabelled and (job.task.kind != "classification" or len(job.task.classes) < 2):
-            text = f"a {job.task.kind} task of {len(job.task.classes)} class(es) has none to confuse; leave this out"
+            instead = "use masks instead" if job.task.kind == "segmentation" else "leave this out"
+            text = f"only the cases of a classification into several classes can be mislabelled; {instead}"
             yield Refusal((*path, "mislabelled"), text)
+    for name, habits in job.simulation.participation.items():
+        if habits.joins > job.federation.rounds:
+            text = f"round {habits.joins} of only {job.federation.rounds} (federation.rounds): it would never be there"
+            yield Refusal(("simulation", "participation", name, "joins"), text)
     for name, fault in job.simulation.faulty.items():
         path, rounds = ("simulation", "faulty", name), job.federation.rounds
         if fault.kind != "label_flip":
@@ -216,8 +220,11 @@ def _missing_parts(job: Job) -> Iterator[Refusal]:
     if simulation.missing_classes and kind != "classification":
         yield Refusal(("simulation", "missing_classes"), f"a {kind} task has no class for a case; leave this out")
     else:
-        classes = job.task.classes
-        yield from _of(classes, simulation.missing_classes, "missing_classes", "one of task.classes", all_but_one=True)
+        classes, lacking = job.task.classes, simulation.missing_classes
+        yield from _of(classes, lacking, "missing_classes", "one of task.classes", all_but_one=True)
+        nowhere = [name for name in classes if all(name in own for own in lacking.values())]
+        if nowhere and len(lacking) == simulation.hospitals:
+            yield Refusal(("simulation", "missing_classes"), f"no hospital is left with {', '.join(nowhere)}")
 
 
 def _of(

@@ -31,8 +31,14 @@ def refusals(model: type[BaseModel], values: Any, at: Path = ()) -> list[Refusal
     try:
         model.model_validate(values, strict=True)
     except ValidationError as error:
-        return [_refusal(model, dict(problem), at) for problem in error.errors(include_url=False)]
+        found = [_refusal(model, dict(problem), at) for problem in error.errors(include_url=False)]
+        return list(dict.fromkeys(found))  # a list of one of two kinds is refused once for each of them
     return []
+
+
+def dotted(path: Path) -> str:
+    """A key path as a person writes it: `simulation.scanners.by_hospital.hospital-1[0].kind`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
 
 
 def nearest(word: object, known: Sequence[str]) -> str:
@@ -87,7 +93,7 @@ def _refusal(model: type[BaseModel], problem: dict[str, Any], at: Path) -> Refus
         known = [str(value) for value in _choices(place.annotation)]
         return Refusal(path, f"{wanted}; found {shown(found)}{nearest(found, known)}")
     hint = "; put it in quotes" if kind == "string_type" and not isinstance(found, (dict, list, type(None))) else ""
-    return Refusal(path, f"{wanted}, found {shown(found)}{hint}")
+    return Refusal(path, f"{wanted}, found {shown(found)}{hint or _as_section(place.annotation, found)}")
 
 
 def _known_keys(model: type[BaseModel], place: _Place, path: Path) -> str:
@@ -95,20 +101,30 @@ def _known_keys(model: type[BaseModel], place: _Place, path: Path) -> str:
     key, here = str(place.path[-1]), list(place.parent.model_fields)
     if suggestion := nearest(key, here):
         return suggestion
-    here_too = ".".join(map(str, path))  # the same key, of another kind of this section
-    elsewhere = [name for name in _all_keys(model) if name.split(".")[-1] == key]
+    here_too = dotted(path)  # the same key, of another kind of this section
+    elsewhere = dict.fromkeys(name for name in all_keys(model) if name.split(".")[-1] == key)
     if elsewhere and here_too not in elsewhere:
         return f" here; did you mean {' or '.join(elsewhere)}?"
-    where = f"in {'.'.join(map(str, path[:-1]))}" if path[:-1] else "at the top"
+    where = f"in {dotted(path[:-1])}" if path[:-1] else "at the top"
     return f"; known {where}: {', '.join(here)}"
 
 
-def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _as_section(annotation: Any, found: object) -> str:
+    """`; write {name: median}` for a text that is the value of one key of the section that belongs here."""
+    inner = _without_none(annotation)
+    sections = [inner] if _is_section(inner) else _sections(inner)
+    fields = [field for section in sections for field in section.model_fields.items()]
+    keys = {key for key, field in fields if found in _choices(_without_none(field.annotation))}
+    return f"; write {{{keys.pop()}: {found}}}" if isinstance(found, str) and len(keys) == 1 else ""
+
+
+def all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a model and its sections; one that several kinds of a section have comes several times."""
     for name, field in model.model_fields.items():
         yield prefix + name
         annotation = _without_none(field.annotation)
         for section in [annotation] if _is_section(annotation) else _sections(annotation):
-            yield from _all_keys(section, f"{prefix}{name}.")
+            yield from all_keys(section, f"{prefix}{name}.")
 
 
 def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
@@ -117,7 +133,7 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
     annotation: Any = model
     field = FieldInfo(annotation=model)
     parent = model
-    for step in location:
+    for number, step in enumerate(location, 1):
         if _is_section(annotation):
             parent = annotation
             path.append(step)
@@ -128,6 +144,10 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
             continue
         if _sections(annotation):
             annotation = _by_tag(annotation, str(field.discriminator))[str(step)]
+            continue
+        if kinds := _kinds_of_list(annotation):
+            # Which kind pydantic tried is no key either; where the whole list is wrong, both are said.
+            annotation = kinds[str(step)] if number < len(location) else annotation
             continue
         if step != "[key]":
             path.append(step)
@@ -148,12 +168,16 @@ def _wanted(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     if _choices(inner):
         choices = ", ".join(map(str, _choices(inner)))
         return (f"one of {choices}" if len(_choices(inner)) > 1 else choices) + optional
+    if kinds := _kinds_of_list(inner):
+        return " or ".join(_wanted(kind, constraints) for kind in kinds.values()) + optional
     origin, bounds = typing.get_origin(inner), _bounds(constraints)
     if origin is list:
         least = next((c.min_length for c in constraints if hasattr(c, "min_length")), 0)
         item: Any = FieldInfo.from_annotation(typing.get_args(inner)[0]).annotation
-        items = {int: "integers", float: "numbers", str: "texts"}.get(item, "entries")
-        return f"a list of {f'at least {least} ' if least else ''}{items}{optional}"
+        one, many = {int: ("integer", "integers"), float: ("number", "numbers"), str: ("text", "texts")}.get(
+            item, ("entry", "entries")
+        )
+        return f"a list of {f'at least {least} ' if least else ''}{one if least == 1 else many}{optional}"
     if origin is dict or _is_section(inner) or _sections(inner):
         keys = f" ({', '.join(inner.model_fields)})" if _is_section(inner) else ""
         return f"a section of keys{keys}{optional}"
@@ -186,6 +210,13 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
         return []
     return [member for member in typing.get_args(annotation) if _is_section(member)]
+
+
+def _kinds_of_list(annotation: Any) -> dict[str, Any]:
+    """The members of a union of lists, by the name that pydantic gives them, such as `list[str]`."""
+    members = typing.get_args(annotation)
+    lists = len(members) > 1 and all(typing.get_origin(member) is list for member in members)
+    return {str(member): member for member in members} if lists else {}
 
 
 def _by_tag(annotation: Any, key: str) -> dict[str, type[BaseModel]]:

@@ -143,8 +143,13 @@ class Simulation(Section):
         if natural and self.hospitals is not None:
             raise ValueError("a natural partition takes its hospitals from the column: leave out `hospitals`")
         if not natural and self.hospitals is None:
-            raise ValueError(f"a {self.partition.name} partition needs `hospitals`, their number")
+            raise ValueError(f"the partition {self.partition.name} needs `hospitals`, their number")
         return self
+
+    @property
+    def names(self) -> list[str] | None:
+        """The hospitals' names; None of a natural partition, whose column has them."""
+        return None if self.hospitals is None else [f"hospital-{n}" for n in range(1, self.hospitals + 1)]
 
     def unknown_hospitals(self, known: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
         """Where a key goes by hospital, and says one that is not among `known`: its path, and a sentence.

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from shared_models.errors import BadInput
 from shared_models.job_sentences import Path as KeyPath
-from shared_models.job_sentences import Refusal, refusals
+from shared_models.job_sentences import Refusal, dotted, refusals
 
 LIMIT_BYTES = 2**20
 
@@ -90,7 +90,7 @@ def dump(values: dict[str, Any]) -> str:
 
 
 def _dotted(refusal: Refusal) -> str:
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in refusal.path).lstrip(".")
+    path = dotted(refusal.path)
     return f"{path}: {refusal.sentence}" if path else refusal.sentence
 
 

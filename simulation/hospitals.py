@@ -13,6 +13,8 @@ from pathlib import Path
 from client.data.manifest import assign_splits
 from shared_models.errors import BadInput
 from shared_models.job import Job
+from shared_models.job_sentences import nearest
+from shared_models.subgroups import OTHER, groups_of
 from simulation import annotators, flipped_labels, partial_labels
 from simulation.datasets import open_dataset
 from simulation.datasets.files import new_file
@@ -22,6 +24,7 @@ from simulation.rewritten import Redraw, rewrite
 from simulation.shift import scanners_of
 from simulation.split_manifest import SplitManifest, digest
 
+EXAMPLES = 5  # values of a column that a sentence shows
 FEW = 16  # files worth hashing to say which copy of a data set was divided
 
 
@@ -83,6 +86,21 @@ def _check_names(job: Job, hospitals: Iterable[str]) -> None:
         raise BadInput(f"{'.'.join(path)}: {sentence}")
 
 
+def _check_subgroups(job: Job, cases: Sequence[SourceCase]) -> None:
+    """A misspelt column or category would put every patient into `other`, which says nothing."""
+    columns = sorted({name for case in cases for name in case.columns})
+    for column in job.evaluation.subgroups:
+        if column not in columns:
+            there = f"its columns are {', '.join(columns) or 'none'}{nearest(column, columns)}"
+            raise BadInput(f"evaluation.subgroups: the data set has no column '{column}'; {there}")
+        cells = sorted({case.columns.get(column, "") for case in cases})
+        groups = [group for group in groups_of(job) if group.column == column and group.label != OTHER]
+        if not any(group.holds(cell) for group in groups for cell in cells):
+            labels, found = ", ".join(group.label for group in groups), ", ".join(map(repr, cells[:EXAMPLES]))
+            more = f" and {len(cells) - EXAMPLES} more" if len(cells) > EXAMPLES else ""
+            raise BadInput(f"evaluation.subgroups.{column}: no case is in {labels}; the column has {found}{more}")
+
+
 def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest, folder: Path) -> dict[str, Path]:
     """Write ``folder/<hospital>/manifest.csv`` for every hospital; images are named by absolute path.
 
@@ -94,10 +112,12 @@ def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest,
         The manifest by name of hospital.
 
     Raises:
-        BadInput: the split manifest was made for other cases than these, or the job names hospitals that it has not.
+        BadInput: the split manifest was made for other cases than these, or the job names hospitals that it has not,
+            or groups that no case is in.
     """
     split.check_against(cases)
     _check_names(job, split.hospitals)
+    _check_subgroups(job, cases)
     if _left_out(cases, split.hospitals, job):
         raise BadInput(
             "the split manifest was made without simulation.missing_classes as the job has them; make it anew, with "

@@ -23,7 +23,7 @@ from shared_models.errors import ConsiliumError, RunStopped
 from shared_models.job import Job
 from simulation import engine
 from simulation.illustrate import draw_pictures
-from simulation.run_folder import RunFolder, SimulationRequest, create, reopen
+from simulation.run_folder import RunFolder, SimulationRequest, create, held, reopen
 from simulation.unreliable import UnreliableGrid
 
 REGISTRATION_SECONDS = 60.0
@@ -34,13 +34,13 @@ def simulate(request: SimulationRequest) -> int:
     """Runs, or resumes, a simulation; returns the exit code: 0 complete, 4 complete but a site was left out.
 
     Raises:
-        BadInput: the job, the data or an argument is not what it should be.
+        BadInput: the job, the data or an argument is not what it should be, or another process works on the run.
         RunStopped: the run could not go on; it can be resumed.
     """
     began = time.monotonic()
     run = reopen(request.resume) if request.resume else create(request)
     try:
-        with LiveDisplay(run.path, run.job.selection_metric()) as live:
+        with held(run.path), LiveDisplay(run.path, run.job.selection_metric()) as live:
             events = EventLog(run.path / "events.jsonl", (live.handle,))
             error = _attempt(run, events)
             exit_code = finish(run.path, events, error, began)
@@ -54,7 +54,11 @@ def simulate(request: SimulationRequest) -> int:
 def _with_the_way_on(error: ConsiliumError, run: RunFolder) -> ConsiliumError:
     if not isinstance(error, RunStopped):
         return error
-    return RunStopped(f"{error}; continue with --resume, as in: consilium simulate --resume {run.path}")
+    habits = run.job.simulation.participation.values() if run.job.simulation else ()
+    # Who is away derives from the seed, so that going on changes nothing where it was they who were missed.
+    away = any(habit.answers < 1 for habit in habits)
+    again = "; whoever simulation.participation keeps away is away again then" if away else ""
+    return RunStopped(f"{error}; continue with --resume, as in: consilium simulate --resume {run.path}{again}")
 
 
 def _attempt(run: RunFolder, events: EventLog) -> ConsiliumError | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +28,7 @@ from simulation.hospitals import make_split, write_hospitals, write_pooled
 from simulation.scanner_picture import draw_scanners
 from simulation.shift import scanners_of
 from simulation.split_manifest import SplitManifest
+from simulation.unreliable import check_participation
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def create(request: SimulationRequest) -> RunFolder:
     cases = open_dataset(job, request.data_dir)
     split = SplitManifest.load(request.split) if request.split else make_split(job, request.data_dir, cases)
     split.check_against(cases)
+    check_participation(job, list(split.hospitals))
     compare, not_compared = chosen(request.compare, job, hospitals=len(split.hospitals))
     workers, threads = _workers(request, len(split.hospitals), device)
     settings = {
@@ -119,7 +124,7 @@ def reopen(path: Path) -> RunFolder:
     """Reads the folder of a run that was stopped or killed.
 
     Raises:
-        BadInput: it is not a run, it is finished, or its job or split was changed.
+        BadInput: it is not a run, or its job or split was changed.
     """
     path = path.absolute()
     if not (path / "run.json").is_file():
@@ -133,6 +138,26 @@ def reopen(path: Path) -> RunFolder:
     if job.fingerprint() != expected_job or split.hash != expected_split:
         raise BadInput(f"{path}: job.yaml or split.json was changed after the run began; undo that, or start a new run")
     return RunFolder(path, job, split, settings)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keeps the folder of a run to this process: two that write it would spoil each other's rounds.
+
+    Raises:
+        BadInput: another process works on the run.
+    """
+    lock = path / "lock"
+    with lock.open("w") as file:
+        try:
+            # By record, which a forked worker does not hold: a killed run can be resumed before its workers have ended.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise BadInput(f"{path}: another process works on this run; wait for it, or stop it first") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _device(name: str) -> str:

@@ -67,8 +67,11 @@ class SplitManifest:
             split = cls(**content)
             patients = [patient for hospital in split.hospitals.values() for patient in hospital.items()]
             nowhere = {patient for left_out in split.left_out.values() for patient in left_out}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise BadInput(f"{path} cannot be read as a split manifest: {error}") from None
+        except OSError as error:
+            raise BadInput(f"{path}: cannot read this split manifest ({error.strerror or error})") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            remedy = "`consilium partition` writes one, and every run as split.json"
+            raise BadInput(f"{path} cannot be read as a split manifest: {error}; {remedy}") from None
         if split.hash != said:
             raise BadInput(
                 f"{path} was changed after it was saved: its content has the hash {split.hash}, but it says {said}; "

@@ -108,7 +108,7 @@ def begin(request: SweepRequest, folder: Path) -> Sweep:
     job = load_job(Path(request.job))
     read_comparisons(request.compare)
     grid = parse_grid(request.grid)
-    if not grid and request.seeds == 1:
+    if request.seeds == 1 and all(len(values) == 1 for values in grid.values()):
         raise BadInput("a sweep of one run: give --grid KEY=VALUE,VALUE, or --seeds, or use `consilium simulate`")
     asked = {**asdict(request), "job_hash": job.fingerprint()}
     if (folder / "sweep.json").exists():

@@ -18,7 +18,7 @@ from shared_models import yaml_file
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.job_federation import Federation
-from shared_models.job_sentences import nearest
+from shared_models.job_sentences import all_keys, nearest
 
 Grid = dict[str, list[Any]]
 """Key as it was typed -> its values, in the order of the command line."""
@@ -121,7 +121,10 @@ def _path(key: str) -> tuple[str, ...]:
         return steps
     if steps[0] in Federation.model_fields:
         return ("federation", *steps)
-    hint = nearest(steps[0], [*Job.model_fields, *Federation.model_fields])
+    inside = dict.fromkeys(name for name in all_keys(Job) if name.split(".")[-1] == steps[0])
+    whole = " or ".join(".".join([name, *steps[1:]]) for name in inside)
+    near = nearest(steps[0], [*Job.model_fields, *Federation.model_fields])
+    hint = f"; did you mean {whole}?" if whole else near
     raise BadInput(f"--grid {key}: a job has no key '{steps[0]}'{hint}; `consilium job schema` has all keys")
 
 

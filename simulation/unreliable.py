@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from server.participation import content_bytes
+from server.participation import content_bytes, quorum
 from server.report.clock import seconds_at
+from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.job_participation import Participation
 from shared_models.seeds import derive_seed
@@ -29,6 +30,32 @@ from simulation.faulty import tampered
 
 NOT_SENT = ""
 """In place of a message id: the hospital is not connected."""
+
+
+def check_participation(job: Job, hospitals: Sequence[str]) -> None:
+    """Whether every round can have the updates that it needs, by who has joined and not left.
+
+    Raises:
+        BadInput: a round has too few hospitals however they answer, so that the run would stop there, and again
+            whenever it is resumed.
+    """
+    habits = job.simulation.participation if job.simulation else {}
+    needed = quorum(job, min(len(hospitals), job.federation.sites_per_round or len(hospitals)))
+    for number in range(1, job.federation.rounds + 1):
+        there = [name for name in hospitals if _is_member(habits.get(name, Participation()), number)]
+        if len(there) < needed:
+            how = job.federation.aggregation
+            who = f"simulation.participation: {len(there)} of {len(hospitals)} hospitals are there in round {number}"
+            if len(there) == len(hospitals):
+                who = f"there are {len(hospitals)} hospitals"
+            remedy = f"set federation.quorum to at most {len(there)}"
+            if how.fewest > len(there):
+                remedy = f"{how.name} takes no fewer than {how.fewest}: have more hospitals, or another aggregation"
+            raise BadInput(f"{who}, and a round needs {needed} updates; {remedy}")
+
+
+def _is_member(habits: Participation, number: int) -> bool:
+    return habits.joins <= number and (habits.leaves is None or number < habits.leaves)
 
 
 @dataclass(frozen=True)
@@ -114,7 +141,7 @@ class UnreliableGrid(Grid):
 
     def _is_there(self, site: str, instruction: ConfigRecord) -> bool:
         habits, number = self._habits(site), _round(instruction)
-        if number < habits.joins or (habits.leaves is not None and number >= habits.leaves):
+        if not _is_member(habits, number):
             return False
         # The same instruction comes again when its round is tried again, also after the run was stopped and resumed.
         same = (site, *sorted((key, str(value)) for key, value in instruction.items() if key != "job"))

@@ -93,7 +93,9 @@ def _find(dataset: FolderDataset, data_dir: Path | None) -> Path:
         if path.is_file():
             return path
     hint = "" if data_dir else "; name the folder that it is in with --data-dir"
-    raise BadInput(f"there is no table {dataset.table!r}: looked for {' and '.join(map(str, candidates))}{hint}")
+    raise BadInput(
+        f"there is no table {dataset.table!r}: looked for {' and '.join(dict.fromkeys(map(str, candidates)))}{hint}"
+    )
 
 
 def _columns(path: Path, job: Job, found: list[str], renamed: dict[str, str]) -> dict[str, str]:

@@ -117,6 +117,38 @@ def test_check_says_what_a_job_would_do(here: Path):
         assert words in done.stdout
 
 
+def test_check_says_how_hospitals_differ_and_how_their_updates_become_one(here: Path, capsys):
+    federation = (
+        "{rounds: 2, algorithm: {name: fedprox, mu: 0.5}, aggregation: {name: krum, keep: 2}, weighting: equal, "
+        "patience: 3, deadline_seconds: 60}"
+    )
+    differences = """
+  scanners: {by_hospital: {hospital-1: [{kind: blur, sigma: 2.0}, {kind: inverted}]}}
+  annotators: {hospital-2: {masks: larger, voxels: 1.5}}
+  partly_labelled: rotate
+  participation: {hospital-3: {answers: 0.5}}
+  faulty: {hospital-4: {kind: sign_flip}}
+  partition: {name: iid}
+  hospitals: 5
+"""
+    job = TINY.replace("federation: {rounds: 2}", f"federation: {federation}")
+    (here / "job.yaml").write_text(job.replace("\n  partition: {name: natural, column: scanner}\n", differences))
+    cli_job.check(here / "job.yaml")
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "scanners: hospital-1 blur 2 voxels, inverted",
+        "annotators: hospital-2 masks larger, voxels 1.5",
+        "partly labelled: one class at each hospital, in turn",
+        "participation: hospital-3 answers 0.5",
+        "faulty: hospital-4 kind sign_flip",
+        "fedprox (mu 0.5)",
+        "more than half must reply within 60 s",
+        "updates combined by krum (faulty 1, keep 2), all hospitals count alike",
+        "stops after 3 validations without a better one",
+    ):
+        assert words in shown
+
+
 def test_init_never_overwrites(here: Path):
     assert "tiny.yaml exists already" in refused("job", "init", "--task", "segmentation", "--out", "tiny.yaml")
     assert (here / "tiny.yaml").read_text() == TINY

@@ -62,12 +62,15 @@ def test_json_is_json_and_nothing_else(here: Path):
     [
         (["nowhere"], "nowhere: no run.json in it, so this is not a run directory"),
         (["stopped"], "stopped cannot be compared: it is not complete"),
+        (["fedavg-1", "skews"], "skews is a sweep, whose comparison is skews/compare.html; its runs are skews/runs/*"),
         (["fedavg-1", "--metric", "auroc"], "it has no metric 'auroc'"),
         (["fedavg-1", "--model", "kept"], "it has no model 'kept'; it has federated"),
         (["fedavg-1", "--out", "job.yaml"], "job.yaml: a comparison is an HTML page"),
     ],
 )
 def test_what_cannot_be_compared_gets_a_sentence(here: Path, arguments: list[str], sentence: str):
+    (here / "skews").mkdir()
+    (here / "skews" / "sweep.json").write_text("{}")
     done = compare(*arguments)
     assert done.exception is not None and sentence in str(done.exception)
     assert not (here / "compare.html").exists()

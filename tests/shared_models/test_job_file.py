@@ -125,6 +125,30 @@ MISTAKES = {
         ("  name: cnn", "  - cnn"),
         "job.yaml:9: model: expected a section of keys (name, arguments, normalisation, pretrained), found ['cnn']",
     ),
+    "the name of a section instead of the section": (
+        ("rounds: 3", "rounds: 3\n  aggregation: median"),
+        "job.yaml:19: federation.aggregation: expected a section of keys, found 'median'; write {name: median}",
+    ),
+    "the value of a key instead of its section": (
+        ("  hospitals: 3", "  hospitals: 3\n  scanners: strong"),
+        "job.yaml:24: simulation.scanners: expected a section of keys (set, by_hospital), found 'strong'; "
+        "write {set: strong}",
+    ),
+    "a key of every algorithm, one level too high": (
+        ("rounds: 3", "rounds: 3\n  server_optimizer: {name: adam}"),
+        "job.yaml:19: federation.server_optimizer: unknown key here; "
+        "did you mean federation.algorithm.server_optimizer?",
+    ),
+    "an algorithm that is fedavg with a server optimiser": (
+        ("rounds: 3", "rounds: 3\n  algorithm: {name: FedAdam}"),
+        "job.yaml:17: federation: FedAdam is fedavg with a server optimiser: "
+        "write algorithm: {name: fedavg, server_optimizer: {name: adam}}",
+    ),
+    "a word for a list of one of two kinds": (
+        ("seed: 7", "seed: 7\nevaluation: {subgroups: {sex: F}}"),
+        "job.yaml:3: evaluation.subgroups.sex: "
+        "expected a list of at least 1 text or a list of at least 1 number, found 'F'",
+    ),
     "a name that is no file name": (
         ("name: lungs", "name: my lungs"),
         "job.yaml:1: name: expected text of the form ^[A-Za-z0-9][A-Za-z0-9_.-]*$, found 'my lungs'",
@@ -149,7 +173,7 @@ MISTAKES = {
     ),
     "an argument that is no list": (
         ("name: cnn", "name: cnn\n  arguments: {channels: 16}"),
-        "job.yaml:11: model.arguments.channels: expected a list of at least 1 integers, found 16",
+        "job.yaml:11: model.arguments.channels: expected a list of at least 1 integer, found 16",
     ),
     "a model that does not fit the crop": (
         ("name: cnn", "name: vit\n  arguments: {patch_size: 5}"),
@@ -193,6 +217,10 @@ def test_a_mistake_gets_one_sentence_with_its_line(mistake: str):
     found = complaint(JOB.replace(right, wrong, 1))
     assert found.startswith(sentence)
     assert "\n" not in found
+
+
+def test_a_text_for_several_keys_gets_no_advice_which_of_them_it_is():
+    assert complaint(JOB.replace("rounds: 3", "rounds: 3\n  share: all")).endswith("found 'all'")
 
 
 def test_all_mistakes_are_listed_in_the_order_of_the_file():
@@ -308,6 +336,7 @@ def test_a_single_finding_has_no_class_to_be_flipped_with():
         ("participation: {hospital-9: {joins: 2}}", "simulation.participation: there is no hospital 'hospital-9'"),
         ("participation: {hospital-1: {joins: 4, leaves: 4}}", "leaves in round 4, but joins in round 4"),
         ("participation: {hospital-1: {answers: 0}}", "hospital-1.answers: expected a number > 0 and <= 1, found 0"),
+        ("participation: {hospital-1: {joins: 4}}", "hospital-1.joins: round 4 of only 3 (federation.rounds)"),
         ("faulty: {hospital-1: {kind: sign_flap}}", "faulty.hospital-1.kind: expected one of sign_flip, scaling,"),
         (
             "faulty: {hospital-1: {kind: stale, strength: 2}}",

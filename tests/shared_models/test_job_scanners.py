@@ -94,7 +94,7 @@ def test_chains_and_sets_are_read_and_written_back() -> None:
         (
             "  annotators: {hospital-1: {mislabelled: 0.2}}\n",
             {"task": SEGMENTATION},
-            "simulation.annotators.hospital-1.mislabelled: a segmentation task",
+            "only the cases of a classification into several classes can be mislabelled; use masks instead",
         ),
         ("  annotators: {hospital-1: {voxels: 2}}\n", {"task": SEGMENTATION}, "give masks (for segmentation)"),
         ("  scanners: {}\n", {}, "set exactly one of set and by_hospital"),
@@ -102,6 +102,12 @@ def test_chains_and_sets_are_read_and_written_back() -> None:
         ("  scanners: {set: medium}\n", {}, "expected one of mild, strong, one-bad-site or null"),
         ("  scanners: {by_hospital: {hospital-1: [{kind: blurr}]}}\n", {}, "'blur'"),
         ("  scanners: {by_hospital: {hospital-1: [{kind: blur, sigm: 2}]}}\n", {}, "did you mean 'sigma'?"),
+        ("  scanners: {by_hospital: {hospital-1: [blur]}}\n", {}, "found 'blur'; write {kind: blur}"),
+        (
+            "  scanners: {by_hospital: {hospital-1: [{kind: blur, level: 2}]}}\n",
+            {},
+            "hospital-1[0].level: unknown key; known in simulation.scanners.by_hospital.hospital-1[0]: kind, sigma",
+        ),
         ("  scanners: {by_hospital: {hospital-1: [{kind: gamma, gamma: 0}]}}\n", {}, "> 0"),
     ],
 )

@@ -57,9 +57,20 @@ def test_hospitals_come_go_and_are_late_and_the_report_says_so(write_job, square
     assert len(json.loads((out / "evaluations.json").read_text())["models"]["federated"]) == 4
 
 
-def test_a_round_that_too_few_hospitals_are_there_for_stops_the_run(write_job, squares, tmp_path):
-    habits = {"hospital-1": {"joins": 2}, "hospital-2": {"joins": 2}}
-    with pytest.raises(RunStopped, match="round 1 stayed below its quorum after 3 attempts: 1 of 3 sites"):
+def test_a_round_that_too_few_hospitals_are_there_for_is_refused_before_anything_is_written(
+    write_job, squares, tmp_path
+):
+    habits = {"hospital-1": {"leaves": 3}, "hospital-2": {"leaves": 3}}
+    there = "1 of 3 hospitals are there in round 3, and a round needs 2 updates; set federation.quorum to at most 1"
+    with pytest.raises(BadInput, match=there):
+        run(write_job, squares, tmp_path / "run", 3, participation=habits)
+    assert not (tmp_path / "run").exists()
+    assert run(write_job, squares, tmp_path / "run", 3, {"quorum": 1}, participation=habits) == 4
+
+
+def test_a_run_that_too_few_answer_stops_and_says_that_going_on_changes_nothing(write_job, squares, tmp_path):
+    habits = {"hospital-1": {"answers": 1e-9}, "hospital-2": {"answers": 1e-9}}
+    with pytest.raises(RunStopped, match="round 1 stayed below its quorum after 3 attempts: 1 of 3 sites.*away again"):
         run(write_job, squares, tmp_path / "run", 3, participation=habits)
 
 

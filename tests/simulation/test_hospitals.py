@@ -13,7 +13,7 @@ import pytest
 
 from client.data.manifest import read_manifest
 from shared_models.errors import BadInput
-from shared_models.job import Job
+from shared_models.job import Evaluation, Job
 from simulation.datasets import SourceCase, open_dataset
 from simulation.hospitals import make_split, write_hospitals, write_pooled
 from simulation.split_manifest import SplitManifest
@@ -131,6 +131,37 @@ def small_split(tmp_path: Path) -> tuple[list[SourceCase], Path]:
     path = tmp_path / "split.json"
     make_split(job_for(PNEUMONIA, {"name": "iid"}, 2), None, cases).save(path)
     return cases, path
+
+
+@pytest.mark.parametrize(
+    ("subgroups", "sentence"),
+    [
+        ({"sex": ["F", "M"], "age": [0, 40, 120]}, None),
+        ({"sex": ["F", "unknown"]}, None),
+        ({"gender": ["F", "M"]}, "no column 'gender'; its columns are age, sex"),
+        ({"sexe": ["F", "M"]}, "no column 'sexe'; its columns are age, sex; did you mean 'sex'?"),
+        ({"sex": ["female", "male"]}, r"subgroups\.sex: no case is in female, male; the column has 'F', 'M'"),
+        (
+            {"age": [200, 300]},
+            r"subgroups\.age: no case is in 200 to under 300; the column has '20', '21', .* and 35 more",
+        ),
+    ],
+)
+def test_groups_that_no_case_is_in_are_refused(
+    tmp_path: Path, subgroups: dict[str, list[Any]], sentence: str | None
+) -> None:
+    cases = [
+        SourceCase(f"c{n}", f"p{n}", (f"/{n}.png",), "0", "", "0", {"sex": "FM"[n % 2], "age": str(20 + n)})
+        for n in range(40)
+    ]
+    job = job_for(PNEUMONIA, {"name": "iid"}, 2)
+    job = job.model_copy(update={"evaluation": Evaluation(subgroups=subgroups)})
+    split = make_split(job, None, cases)
+    if sentence is None:
+        assert write_hospitals(job, cases, split, tmp_path).keys() == {"hospital-1", "hospital-2"}
+    else:
+        with pytest.raises(BadInput, match=sentence):
+            write_hospitals(job, cases, split, tmp_path)
 
 
 def test_a_split_that_was_changed_is_refused(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_there_are_two_ways_to_say_who_annotates_what(value: Any) -> None:
         ({"partly_labelled": "rotate"}, {}, "expected a segmentation task with at least two classes"),
         ({"missing_classes": {"hospital-1": ["covid"]}}, {}, "'covid' is not one of task.classes"),
         ({"missing_classes": {"hospital-1": CHEST["classes"]}}, {}, "nothing is left of"),
+        ({"missing_classes": {name: ["effusion"] for name in HALVES}}, {}, "no hospital is left with effusion"),
         ({}, {"annotated": "drawn"}, "only masks are annotated in part"),
         ({}, {"images": ["t1"], "channels": 1, "missing_channels": "zeros"}, "zeros needs several data.images"),
     ],

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -135,6 +137,26 @@ def test_resuming_a_finished_run_changes_nothing_but_the_clock(write_job, square
     assert (json.loads((out / "evaluations.json").read_text()), last_fingerprint(out)) == before
     assert len(events_of(out, "round_finished")) == 3
     assert len(events_of(out, "baseline_finished")) == 4
+
+
+def test_a_run_that_another_process_works_on_is_not_resumed_before_it_ends(write_job, squares, tmp_path):
+    out = tmp_path / "run"
+    simulate(SimulationRequest(write_job(), squares, out, workers=1, compare=()))
+    script = (
+        "import sys, pathlib, simulation.run_folder\n"
+        "with simulation.run_folder.held(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        before = (out / "events.jsonl").read_bytes()
+        with pytest.raises(BadInput, match="another process works on this run; wait for it, or stop it first"):
+            simulate(SimulationRequest(None, resume=out))
+        assert (out / "events.jsonl").read_bytes() == before
+        other.kill()
+    assert simulate(SimulationRequest(None, resume=out)) == 0
 
 
 def test_resume_takes_only_a_run_that_is_whole_and_unchanged(write_job, squares, tmp_path):

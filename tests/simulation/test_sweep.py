@@ -128,6 +128,7 @@ def test_a_complete_run_that_is_gone_is_run_again(asked: SweepRequest, tmp_path:
     ("values", "sentence"),
     [
         ({"grid": [], "seeds": 1}, "a sweep of one run: give --grid"),
+        ({"grid": ["algorithm.name=fedavg"], "seeds": 1}, "a sweep of one run: give --grid"),
         ({"job": "none.yaml"}, "none.yaml: cannot read this job file"),
         ({"compare": "lokal"}, "lokal"),
         ({"grid": ["rounds.x=1,2"]}, "federation.rounds: this is 2, and no section"),

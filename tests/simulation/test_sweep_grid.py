@@ -58,6 +58,8 @@ def test_values_are_those_of_yaml():
         (["seed=1,2"], "seed is not for the grid; use --seeds"),
         (["name=a,b"], "name is not for the grid"),
         (["algoritm.name=fedavg"], "a job has no key 'algoritm'; did you mean 'algorithm'?"),
+        (["scanners.set=mild,strong"], "no key 'scanners'; did you mean simulation.scanners.set?; `consilium job"),
+        (["local_steps=1,2"], "no key 'local_steps'; did you mean training.local_steps?"),
         (["algorithm.mu=2020-01-01,.nan"], "a date or a number that is not finite"),
         (["rounds={a"], "--grid rounds:1: not valid YAML"),
         (["rounds=2]\nother: [3"], "expected values with commas between them"),

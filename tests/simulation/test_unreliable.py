@@ -10,9 +10,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.participation import NOT_CONNECTED, ask, instruction
+from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.weights import from_record, to_record
-from simulation.unreliable import UnreliableGrid
+from simulation.unreliable import UnreliableGrid, check_participation
 
 SITES = ["hospital-1", "hospital-2", "hospital-3"]
 W = {"w": np.arange(4, dtype=np.float32)}
@@ -106,6 +107,30 @@ def test_a_hospital_trains_from_the_round_it_joins_until_the_round_it_leaves(tmp
     rounds = [number for number in range(1, 8) if "hospital-2" in there(round_of(grid, the_job, number))]
     assert rounds == [3, 4]
     assert there(round_of(grid, the_job, 1)) == ["hospital-1", "hospital-3"]
+
+
+@pytest.mark.parametrize(
+    ("federation", "habits", "sentence"),
+    [
+        ({}, {"hospital-1": {"joins": 2}}, None),
+        ({}, {"hospital-1": {"joins": 9}, "hospital-2": {"leaves": 9}}, None),
+        ({}, {"hospital-1": {"joins": 9}, "hospital-2": {"leaves": 8}}, "1 of 3 hospitals are there in round 8"),
+        ({"quorum": 3}, {"hospital-3": {"joins": 2}}, "a round needs 3 updates; set federation.quorum to at most 2"),
+        ({"sites_per_round": 1}, {"hospital-1": {"joins": 9}, "hospital-2": {"leaves": 8}}, None),
+        (
+            {"aggregation": {"name": "median"}},
+            {"hospital-3": {"joins": 2}},
+            "needs 3 updates; median takes no fewer than 3: have more hospitals",
+        ),
+    ],
+)
+def test_too_few_hospitals_for_a_round_are_noticed_before_it(federation, habits, sentence):
+    the_job = job(federation, participation=habits)
+    if sentence is None:
+        check_participation(the_job, SITES)
+    else:
+        with pytest.raises(BadInput, match=sentence):
+            check_participation(the_job, SITES)
 
 
 def test_a_hospital_that_is_away_is_judged_all_the_same(tmp_path):
