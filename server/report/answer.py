@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.report.models import LOCAL, by_hospital, name_of
-from shared_models.page import fixed, interval_text, listed
+from shared_models.page import fixed, interval_text, listed, plural
 
 Row = dict[str, Any]
 
@@ -102,6 +102,11 @@ def calls(report: Row, comparison: str, metric: str) -> dict[str, list[str]]:
     return found
 
 
+def told(found: dict[str, list[str]]) -> int:
+    """Of how many hospitals `calls` could tell anything."""
+    return len(found[HELPED]) + len(found[HARMED]) + len(found[UNCLEAR])
+
+
 def kept_count(report: Row) -> dict[str, list[str]]:
     """Model -> the hospitals that keep it, by the do-no-harm gate; most hospitals first."""
     kept: dict[str, list[str]] = {}
@@ -131,8 +136,7 @@ def _against_local(report: Row, metric: str) -> str | None:
     found = calls(report, "federated-local", metric)
     if not any(found.values()):
         return None
-    told = len(found[HELPED]) + len(found[HARMED]) + len(found[UNCLEAR])
-    hospitals = f"{told} hospital{'' if told == 1 else 's'}"
+    hospitals = plural(told(found), "hospital")
     if found[HELPED]:
         text = f"Federated training beats local training at {len(found[HELPED])} of {hospitals}"
         if found[HARMED]:
@@ -179,7 +183,7 @@ def _against_pooled(report: Row, metric: str) -> str | None:
         return f"It does better than pooled training ({numbers})."
     if call == HARMED:
         return f"It falls short of pooled training ({numbers})."
-    return f"It is within {fixed(abs(overall['value']), digits)} of pooled training ({numbers}): no clear difference."
+    return f"It shows no clear difference from pooled training ({numbers})."
 
 
 def _cases(row: Row) -> str:

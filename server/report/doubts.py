@@ -12,9 +12,9 @@ from statistics import mean
 from typing import Any
 
 from server.report import outliers
-from server.report.answer import FEW_PATIENTS, HARMED, HELPED, calls
+from server.report.answer import FEW_PATIENTS, HARMED, HELPED, calls, told
 from server.report.models import by_hospital, compared_models, name_of
-from server.report.participation import left_out
+from server.report.participation import last_reason, left_out
 from shared_models.page import fixed, listed, plural
 
 Row = dict[str, Any]
@@ -80,8 +80,9 @@ def subsets(report: Row) -> Iterator[Doubt]:
     for site, row in report["sites"].items():
         if row["refused"] or (report["rounds"] and not row["rounds_used"]):
             text = f"{site} took no part: {row['refused'] or 'no round holds an update of it'}"
+            why = None if row["refused"] else last_reason(report["participation"], site)
             remedy = "The model has not learnt from it: mend what kept it away, and run it again."
-            yield Doubt("hospital_unused", True, f"{text.rstrip('.')}.", remedy)
+            yield Doubt("hospital_unused", True, f"{text.rstrip('.')}{f' (last: {why})' if why else ''}.", remedy)
         if judged and site not in judged and row["cases"].get(report["split"]):
             have = plural(row["patients"].get(report["split"], 0), f"{report['split']} patient")
             text = f"The {have} of {site} are in no number below: it gave no result for the federated model"
@@ -95,8 +96,9 @@ def subsets(report: Row) -> Iterator[Doubt]:
         if missing := sorted(places.get("federated", set()) - found):
             text = f"{name_of(model).label} was not judged at {listed(missing)}, where the federated model was"
             yield Doubt("judged_elsewhere", False, f"{text}.", "Compare the two hospital by hospital only.")
-    for sentence in left_out(report["participation"]):
-        yield Doubt("left_out", False, sentence, "See who took part.")
+    for site, sentence in left_out(report["participation"]).items():
+        why = last_reason(report["participation"], site)
+        yield Doubt("left_out", False, sentence, f"Last reason: {why}." if why else "See who took part.")
 
 
 def duplicates(report: Row) -> Iterator[Doubt]:
@@ -129,6 +131,25 @@ def confounded(report: Row) -> Iterator[Doubt]:
             yield Doubt("confounded", True, text, remedy)
 
 
+def one_class(report: Row) -> Iterator[Doubt]:
+    """Hospitals whose test cases are all of one class: whoever always says that class is never wrong there."""
+    judged, split = by_hospital(report, "federated"), report["split"]
+    if report["task"] != "classification":
+        return
+    found = []
+    for site, row in report["sites"].items():
+        cases = row["cases"].get(split)
+        alone = [name for name, count in row["classes"].get(split, {}).items() if count and count == cases]
+        if site in judged and alone:
+            found.append(f"{site} ({listed(alone)})")
+    if found:
+        text = (
+            f"All {split} cases are of one class at {listed(found)}: a model that always says so is never wrong there."
+        )
+        remedy = "Being helped, harmed or worst there says little; read the hospitals that have every class."
+        yield Doubt("one_class_judged", False, text, remedy)
+
+
 def few_patients(report: Row) -> Iterator[Doubt]:
     """Numbers that rest on few patients."""
     split, judged = report["split"], by_hospital(report, "federated")
@@ -136,7 +157,7 @@ def few_patients(report: Row) -> Iterator[Doubt]:
     known = {site: count for site, count in have.items() if count is not None}
     if not known:
         return
-    remedy = "Give more patients to it (evaluation.test_share), or read its intervals and not its values."
+    remedy = "Judge on more patients (evaluation.test_share), or read the intervals and not the values."
     if sum(known.values()) < FEW_PATIENTS:
         text = f"All numbers rest on {plural(sum(known.values()), f'{split} patient')} in all"
         yield Doubt("few_patients", True, f"{text}.", remedy)
@@ -148,20 +169,36 @@ def few_patients(report: Row) -> Iterator[Doubt]:
 def out_of_line(report: Row) -> Iterator[Doubt]:
     """Hospitals whose updates are unlike the others'."""
     for sentence in outliers.sentences(report["stood_out"]):
-        yield Doubt("update_out_of_line", True, sentence, outliers.REMEDY)
+        yield Doubt("update_out_of_line", True, sentence, outliers.remedy(report["run"]["aggregation"]))
 
 
 def worse_than_local(report: Row) -> Iterator[Doubt]:
     """Hospitals that would have done better alone."""
     found = calls(report, "federated-local", report["headline_metric"])
     if found[HARMED]:
-        total = sum(map(len, found.values()))
         text = (
             f"Federated training is worse than local training at {listed(found[HARMED])} ({len(found[HARMED])} of "
-            f"{plural(total, 'hospital')} harmed, {len(found[HELPED])} helped)."
+            f"{plural(told(found), 'hospital')} harmed, {len(found[HELPED])} helped)."
         )
-        remedy = "Let hospitals keep what is best for them (fine-tuned, personalised), or try fedbn, ditto or fedprox."
-        yield Doubt("worse_than_local", False, text, remedy)
+        others = [name for name in ("fedbn", "ditto", "fedprox") if name != report["run"]["algorithm"]]
+        remedy = "Let hospitals keep what is best for them (fine-tuned, personalised), or try another algorithm"
+        yield Doubt("worse_than_local", False, text, f"{remedy} ({', '.join(others)}).")
+
+
+def misled_choice(report: Row) -> Iterator[Doubt]:
+    """Hospitals that keep a model which is worse, on test patients, than the federated one."""
+    metric = report["headline_metric"]
+    if harmed := calls(report, "kept-federated", metric)[HARMED]:
+        info, rows = report["metrics"][metric], report["differences"]["kept-federated"]
+        where = [f"{site} ({fixed(rows[site][metric]['value'], info['digits'], signed=True)})" for site in harmed]
+        text = (
+            f"On {report['split']} patients, the model that is kept is worse than the federated one at {listed(where)}"
+        )
+        remedy = (
+            "The choice was made on few validation patients, or on masks or labels that are not those of the "
+            f"{report['split']} patients: see what each hospital keeps."
+        )
+        yield Doubt("kept_worse", False, f"{text} in {info['label']}.", remedy)
 
 
 def learning(report: Row) -> Iterator[Doubt]:
@@ -173,9 +210,10 @@ def learning(report: Row) -> Iterator[Doubt]:
     values, name = dict(rows), report["run"]["selection_metric"]
     label = report["metrics"].get(name, {}).get("label", name)
     if best == 1 < last:
-        text = f"The first round was the best one of {last} (validation {label} {fixed(values.get(1), 3)}, at the end "
-        text += f"{fixed(rows[-1][1], 3)}): the rounds after it made the model worse."
-        yield Doubt("best_round_first", False, text, "Lower the learning rate, or take fewer local steps.")
+        first, end = fixed(values.get(1), 3), fixed(rows[-1][1], 3)
+        text = f"The first round was the best one of {last} (validation {label} {first}, at the end {end}): "
+        text += "no later one was better." if first == end else "the rounds after it made the model worse."
+        yield Doubt("best_round_first", False, text, "Try another learning rate, or fewer local steps.")
     quarter = max(1, last // 4)
     earlier = [value for number, value in rows if number <= last - quarter]
     if best == last and earlier and best in values:
@@ -198,7 +236,9 @@ CHECKS: tuple[Callable[[Row], Iterator[Doubt]], ...] = (
     duplicates,
     confounded,
     out_of_line,
+    one_class,
     few_patients,
     worse_than_local,
+    misled_choice,
     learning,
 )

@@ -284,4 +284,12 @@ def _reliability(axes: Axes, bins: dict[str, list[Any]], model: str) -> None:
         colour, marker = CALIBRATED[model]
         xs, ys, counts = zip(*there, strict=True)
         axes.plot(xs, ys, color=colour, linewidth=1.2, marker=marker, markersize=4, label=f"{model}, n = {sum(counts)}")
-        axes.scatter(xs, ys, s=[12 + 110 * n / max(counts) for n in counts], color=colour, marker=marker, alpha=0.75)
+        axes.scatter(
+            xs,
+            ys,
+            s=[12 + 110 * n / max(counts) for n in counts],
+            color=colour,
+            marker=marker,
+            alpha=0.75,
+            clip_on=False,
+        )

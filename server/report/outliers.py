@@ -12,10 +12,13 @@ Row = dict[str, Any]
 OFTEN = 0.5
 """Share of its rounds that a hospital must point away in, to be named: in one round chance may do it."""
 
-REMEDY = (
-    "Look at its data, labels and software. Patients unlike all others' can do this too: see its own row below. "
-    "federation.aggregation: {name: median} bounds what a single hospital can do to the model."
-)
+
+def remedy(aggregation: str) -> str:
+    """What to do about such a hospital, in a run with this rule of aggregation."""
+    look = "Look at its data, labels and software. Patients unlike all others' can do this too: see its own row below."
+    if aggregation == "mean":
+        return f"{look} federation.aggregation: {{name: median}} bounds what a single hospital can do to the model."
+    return f"{look} The run's aggregation, {aggregation}, bounds what a single hospital can do to the model."
 
 
 def stood_out(record: RunRecord, entries: list[Row]) -> dict[str, Row]:

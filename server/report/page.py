@@ -15,6 +15,7 @@ from server.report.participation import STATUSES
 from server.report.record import RunRecord, read_record
 from server.report.summary import summarise
 from shared_models.page import data_uri, environment
+from shared_models.tasks import task_of
 
 Row = dict[str, Any]
 
@@ -45,6 +46,7 @@ def _render(record: RunRecord, report: Row) -> str:
         .render(
             report=report,
             metric=metric,
+            ranks=bool(metric) and metric.split("/")[0] in task_of(record.job).ranking,
             compared={
                 "local": any(model.startswith(LOCAL) for model in report["models"]),
                 "pooled": POOLED in report["models"],
@@ -63,7 +65,7 @@ def _render(record: RunRecord, report: Row) -> str:
             details=tables.federated_details(report),
             baseline_seconds=tables.baseline_seconds(report),
             everywhere=tables.everywhere(report, metric) if metric else [],
-            hospitals=tables.hospitals(report),
+            places=tables.places(report),
             left_out=tables.left_out_rows(report),
             figures={name: data_uri("image/svg+xml", drawn.encode()) for name, drawn in _figures(report).items()},
             pictures={path.stem: data_uri("image/png", path.read_bytes()) for path in _pictures(record.folder)},

@@ -77,9 +77,9 @@ def refusals(record: RunRecord) -> dict[str, Any]:
     return refused
 
 
-def left_out(entries: list[dict[str, Any]]) -> list[str]:
-    """One sentence for every site that was drawn but not used in at least one finished or last attempt."""
-    sentences = []
+def left_out(entries: list[dict[str, Any]]) -> dict[str, str]:
+    """Site -> a sentence, of every site that was drawn but not used in at least one finished or last attempt."""
+    sentences = {}
     final = [entry for entry in entries if entry["last_attempt"]]
     for site in dict.fromkeys(entry["site"] for entry in final):
         mine = [entry for entry in final if entry["site"] == site and entry["status"] != "not_drawn"]
@@ -87,8 +87,14 @@ def left_out(entries: list[dict[str, Any]]) -> list[str]:
         if why:
             reasons = ", ".join(f"{words} {count}" for words, count in sorted(why.items()))
             rounds = "round" if len(mine) == 1 else "rounds"
-            sentences.append(f"{site} was left out of {why.total()} of {len(mine)} {rounds} ({reasons}).")
+            sentences[site] = f"{site} was left out of {why.total()} of {len(mine)} {rounds} ({reasons})."
     return sentences
+
+
+def last_reason(entries: list[dict[str, Any]], site: str) -> str | None:
+    """Why a site was not used the last time that it was not, without a full stop; None where no reason is on record."""
+    reasons = [e["reason"] for e in entries if e["site"] == site and e["reason"]]
+    return str(reasons[-1]).rstrip(".") if reasons else None
 
 
 def _status(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from server.judgement import differs_by_hospital
 from server.report.answer import comparisons, kept_count, levels, uncertain, verdicts, worst_hospital
 from server.report.clock import clock
 from server.report.doubts import doubts
@@ -34,6 +35,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "headline_metric": _headline(record, metrics),
         "metrics": metrics,
         "models": models,
+        "differs_by_hospital": [model for model in models if differs_by_hospital(record.job, model)],
         "differences": evaluations.get("differences", {}),
         "spread": evaluations.get("spread", {}),
         "choices": evaluations.get("choices", {}),
@@ -91,6 +93,8 @@ def _identity(record: RunRecord) -> dict[str, Any]:
         **{key: record.run.get(key) for key in keys},
         "command": record.run.get("command"),
         "model": record.job.model.name,
+        "algorithm": record.job.federation.algorithm.name,
+        "aggregation": record.job.federation.aggregation.name,
         "parameters": start.get("parameters"),
         "bytes_model": start.get("bytes_model"),
         "pretrained": _of_event(record, "pretrained"),
@@ -237,5 +241,5 @@ def _warnings(record: RunRecord, report: dict[str, Any]) -> list[str]:
                 continue  # a doubt says so already
             by_text.setdefault(text, []).append(site)
     texts += [f"{listed(places)}: {text}" for text, places in by_text.items()]
-    texts += [event["text"] for event in record.all("warning")]
+    texts += [f"{event['text'].rstrip('.')}." for event in record.all("warning")]
     return list(dict.fromkeys(texts))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.report.answer import HARMED, HELPED, calls
+from server.report.answer import HARMED, HELPED, UNDEFINED, calls, told
 from server.report.models import LOCAL, by_hospital, compared_models, in_order, is_single_local, name_of
+from shared_models.page import plural
 
 Row = dict[str, Any]
 
@@ -14,6 +15,14 @@ def hospitals(report: Row) -> list[str]:
     """The hospitals that were evaluated, in the run's order of sites."""
     found = {name for by_hospital in report["models"].values() for name in by_hospital if name != "all"}
     return [site for site in report["run"]["sites"] if site in found] + sorted(found - set(report["run"]["sites"]))
+
+
+def places(report: Row) -> list[Row]:
+    """The columns of a table with one for every hospital and one for all: `name`, and the `n` cases to judge on."""
+    counts = [report["sites"].get(name, {}).get("cases", {}).get(report["split"]) for name in hospitals(report)]
+    everybody = None if None in counts else sum(counts)
+    columns = [*zip(hospitals(report), counts, strict=True), ("All hospitals", everybody)]
+    return [{"name": name, "n": count} for name, count in columns]
 
 
 def comparison(report: Row, metric: str) -> list[Row]:
@@ -41,17 +50,20 @@ def comparison(report: Row, metric: str) -> list[Row]:
 def overview(report: Row, metric: str) -> list[Row]:
     """One row for every model: over all hospitals, at its worst one, how far they lie apart, and what it is worth.
 
-    A difference to `local` is the mean over the hospitals. All local models together have no value over all hospitals.
+    A difference to `local` is the mean over the hospitals, and so is every difference of a model that is `apart`:
+    hospitals have one each. All local models together have no value over all hospitals.
     """
     return [
         {
             "model": model,
             "name": name_of(model),
+            "apart": model == LOCAL or model in report["differs_by_hospital"],
             "overall": by_hospital(report, model).get("all", {}).get(metric) if model != LOCAL else None,
             "worst": report["worst_hospital"].get(model),
             "spread": report["spread"].get(model, {}).get(metric),
             "local": report["differences"].get(f"{model}-local", {}).get("all", {}).get(metric),
             "calls": calls(report, f"{model}-local", metric),
+            "told": told(calls(report, f"{model}-local", metric)),
             "federated": _less_federated(report, model, metric),
         }
         for model in compared_models(report)
@@ -80,10 +92,15 @@ def everywhere(report: Row, metric: str) -> list[Row]:
             "model": model,
             "label": name_of(model).label,
             "values": [report["models"][model].get(place, {}).get(metric) for place in places],
-            "home": [name_of(model).own or model == f"{LOCAL}:{place}" for place in places[:-1]],
+            "home": [_is_own(report, model) or model == f"{LOCAL}:{place}" for place in places[:-1]],
         }
         for model in [*single, *in_order(model for model in report["models"] if model not in single)]
     ]
+
+
+def _is_own(report: Row, model: str) -> bool:
+    """Whether every hospital has one of its own: the federated model, too, where a part of it stays at home."""
+    return name_of(model).own or (model == "federated" and model in report["differs_by_hospital"])
 
 
 def calibration(report: Row) -> dict[str, list[Row]]:
@@ -111,6 +128,7 @@ def choices(report: Row) -> Row | None:
         "rows": [
             {
                 "hospital": hospital,
+                "n": report["sites"].get(hospital, {}).get("patients", {}).get("validation"),
                 "kept": name_of(LOCAL if is_single_local(choice["kept"]) else choice["kept"]),
                 "values": [choice["validation"].get(model) for model in candidates],
                 "chosen": [model == choice["kept"] for model in candidates],
@@ -136,11 +154,11 @@ def tiles(report: Row) -> list[Row]:
     if metric is None or "federated" not in report["models"]:
         return []
     info, found = report["metrics"][metric], calls(report, "federated-local", metric)
-    total = sum(map(len, found.values()))
     rows: list[Row] = []
-    if total:
-        rows.append({"label": "Hospitals helped", "count": len(found[HELPED]), "of": total, "tone": HELPED})
-        rows.append({"label": "Hospitals harmed", "count": len(found[HARMED]), "of": total, "tone": HARMED})
+    if any(found.values()):
+        known = {"of": told(found), "untold": len(found[UNDEFINED])}
+        rows.append({"label": "Hospitals helped", "count": len(found[HELPED]), "tone": HELPED, **known})
+        rows.append({"label": "Hospitals harmed", "count": len(found[HARMED]), "tone": HARMED, **known})
     overall = report["models"]["federated"].get("all", {}).get(metric)
     rows.append({"label": f"{info['label']}, all hospitals", "row": overall, "n": (overall or {}).get("n")})
     if worst := report["worst_hospital"].get("federated"):
@@ -179,10 +197,15 @@ def federated_details(report: Row) -> list[Row]:
 
 
 def baseline_seconds(report: Row) -> dict[str, float]:
-    """Seconds of the baselines, the local ones together."""
+    """Seconds of the baselines by what they trained, the local ones together."""
     seconds = report["cost"]["seconds"]["baselines"]
     local = [value for model, value in seconds.items() if is_single_local(model)]
-    rows = {f"Baseline {model}": value for model, value in seconds.items() if not is_single_local(model)}
+    rows = {_trained(model): value for model, value in seconds.items() if not is_single_local(model)}
     if local:
-        rows[f"Local baselines of {len(local)} hospital{'s' if len(local) > 1 else ''}"] = sum(local)
+        rows[f"Local training, {plural(len(local), 'hospital')}"] = sum(local)
     return rows
+
+
+def _trained(model: str) -> str:
+    name, _, hospital = model.partition(":")
+    return f"Federation without {hospital}" if hospital else f"{name_of(name).label} training"

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from server.report import write_report
+from server.report import outliers, write_report
 from server.report.record import read_record
 from server.report.summary import summarise
 from tests.server.fabricated_run import (
     SITES,
     classification_evaluations,
+    entry,
     evaluations,
     everywhere_helped,
     fabricate,
@@ -85,8 +86,11 @@ def test_a_hospital_in_no_round_is_grave(sound: Path) -> None:
     change(sound, "site_replied", site="riverside", to={"status": "failed", "reason": "out of memory"})
     found = doubts_of(sound)
     assert found["hospital_unused"]["grave"]
-    assert found["hospital_unused"]["text"] == "riverside took no part: no round holds an update of it."
+    assert found["hospital_unused"]["text"] == (
+        "riverside took no part: no round holds an update of it (last: out of memory)."
+    )
     assert found["left_out"]["text"] == "riverside was left out of 8 of 8 rounds (failed 8)."
+    assert found["left_out"]["remedy"] == "Last reason: out of memory."
 
 
 def test_a_hospital_in_no_number_is_grave(tmp_path: Path) -> None:
@@ -171,6 +175,46 @@ def test_a_best_round_at_the_beginning_says_that_training_did_harm(sound: Path) 
     change(sound, "validated", to=lambda e: {"best": e["round"] == 1, "metrics": {"dice": 0.9 - 0.05 * e["round"]}})
     text = doubts_of(sound)["best_round_first"]["text"]
     assert "The first round was the best one of 8 (validation Dice 0.850, at the end 0.500)" in text
+
+
+def test_a_best_round_that_no_later_one_is_worse_than_is_not_called_harm(sound: Path) -> None:
+    change(sound, "validated", to=lambda e: {"best": e["round"] == 1, "metrics": {"dice": 0.5}})
+    text = doubts_of(sound)["best_round_first"]["text"]
+    assert "no later one was better" in text and "worse" not in text
+
+
+def test_a_hospital_with_one_class_to_judge_on_is_said(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", job("classification"), classification_evaluations())
+
+    def tested(**normal: int) -> None:
+        change(
+            folder,
+            "site_ready",
+            to=lambda e: {"classes": {"test": {"normal": (n := normal[e["site"][:5]]), "pneumonia": 24 - n}}},
+        )
+
+    tested(north=24, river=10, unive=0)
+    doubt = doubts_of(folder)["one_class_judged"]
+    assert not doubt["grave"]
+    assert "one class at north-clinic (normal) and university (pneumonia)" in doubt["text"]
+    tested(north=23, river=10, unive=1)
+    assert "one_class_judged" not in doubts_of(folder)
+
+
+def test_a_kept_model_that_is_worse_than_the_federated_one_is_said(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    found["models"]["kept"] = found["models"]["federated"]
+    gaps = dict(zip(SITES, (0.0, -0.3, 0.1), strict=True))
+    found["differences"]["kept-federated"] = {site: {"dice": entry(gap, 0.02, None)} for site, gap in gaps.items()}
+    doubt = doubts_of(fabricate(tmp_path / "run", found=found))["kept_worse"]
+    assert doubt["text"] == (
+        "On test patients, the model that is kept is worse than the federated one at riverside (\u22120.300) in Dice."
+    )
+
+
+@pytest.mark.parametrize(("rule", "says"), [("mean", "{name: median} bounds"), ("krum", "aggregation, krum, bounds")])
+def test_a_run_that_is_robust_already_is_not_told_to_be(rule: str, says: str) -> None:
+    assert says in outliers.remedy(rule)
 
 
 def test_grave_doubts_stand_above_the_answer_and_the_others_below(sound: Path) -> None:

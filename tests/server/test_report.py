@@ -49,7 +49,7 @@ def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -
         "(Dice +0.040 on average over the hospitals, 95 % interval +0.020 to +0.060)."
     )
     assert report["answer"][1] == (
-        "It is within 0.004 of pooled training (\u22120.004, 95 % interval \u22120.014 to +0.006): no clear difference."
+        "It shows no clear difference from pooled training (\u22120.004, 95 % interval \u22120.014 to +0.006)."
     )
     assert "worst at riverside: Dice 0.842 (95 % interval 0.822 to 0.862, n = 24 cases)" in report["answer"][3]
     assert text.index("Federated training beats") < text.index("Before you cite this") < text.index("Did it help?")
@@ -159,7 +159,7 @@ def test_few_patients_undefined_metrics_and_quarantine_stand_under_the_answer(tm
         "Wide intervals of Dice: riverside (0.772 to 0.912).",
         "No value of HD95 (mm) at riverside (no case has this class).",
         "north-clinic and riverside: Every training case is of one class.",
-        "the clock of riverside is 2 min late",
+        "the clock of riverside is 2 min late.",
     ]
     assert "hippocampus_017 riverside image has shape 35×51×35" in text
 
@@ -332,6 +332,44 @@ def test_spread_and_counts_are_numbers_of_the_first_screen(tmp_path: Path) -> No
     assert any("Best and worst of 3 hospitals lie 0.047 apart" in sentence for sentence in report["answer"])
 
 
+def test_the_top_says_how_it_was_trained_and_what_was_made_to_differ(tmp_path: Path) -> None:
+    made = job().model_dump(mode="json", exclude={"simulation"})
+    made["federation"] |= {"algorithm": {"name": "fedprox"}, "aggregation": {"name": "median"}}
+    made["simulation"] = {
+        "dataset": {"name": "decathlon", "task": "Task04_Hippocampus"},
+        "partition": {"name": "iid"},
+        "hospitals": 3,
+        "scanners": {"set": "strong"},
+    }
+    folder = fabricate(tmp_path / "run", Job.model_validate(made), evaluations(dict.fromkeys(SITES, 0.04)))
+    report, text = report_of(folder)
+    assert (report["run"]["algorithm"], report["run"]["aggregation"]) == ("fedprox", "median")
+    assert "by fedprox and median, 3 hospitals" in text
+    assert text.index("other scanners (the set strong)") < text.index("Hospitals helped")
+
+
+def test_a_hospital_without_an_interval_is_not_counted_among_those_that_can_be_told(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    why = "no interval: one patient only"
+    found["differences"]["federated-local"]["riverside"]["dice"] = {
+        "value": 0.04,
+        "low": None,
+        "high": None,
+        "why": why,
+    }
+    _, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert "beats local training at 2 of 2 hospitals" in text
+    assert "Hospitals helped 2 of 2 1 cannot be told Hospitals harmed 0 of 2 1 cannot be told" in text
+    assert "+0.040 no interval" in text
+
+
+def test_tables_by_hospital_say_how_many_cases_they_rest_on(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
+    _, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert "Model north-clinic n = 24 riverside n = 24 university n = 24 All hospitals n = 72" in text
+    assert "Hospital Validation patients Keeps" in text and "riverside 8 Local" in text
+
+
 def test_what_the_hospitals_keep_is_counted(tmp_path: Path) -> None:
     found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
     report, text = report_of(fabricate(tmp_path / "run", found=found))
@@ -351,6 +389,28 @@ def test_the_matrix_outlines_what_is_a_hospitals_own(tmp_path: Path) -> None:
     drawn = matrix(rows, SITES, report["metrics"]["dice"])
     assert drawn.count("stroke: #d55e00") == 3 + 3 + 3  # at home, fine-tuned, kept
     assert 'alt="Dice of every model on every hospital' in write_report(folder).read_text()
+
+
+def test_a_model_of_which_a_part_stays_at_home_is_each_hospitals_own(tmp_path: Path) -> None:
+    made = job().model_dump(mode="json", exclude={"federation": {"share"}})
+    made["federation"]["algorithm"] = {"name": "fedbn"}
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    report, text = report_of(fabricate(tmp_path / "run", Job.model_validate(made), found))
+    assert report["differs_by_hospital"] == ["federated"]
+    assert {row["model"]: row["home"] for row in tables.everywhere(report, "dice")}["federated"] == [True] * 3
+    assert "the one model that all hospitals trained, with what stays at home of each" in text
+    assert "another model at every hospital (Local; Federated)" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "found", "says"),
+    [
+        ("classification", classification_evaluations(), "So is AUROC of such models over all hospitals"),
+        ("segmentation", evaluations(dict.fromkeys(SITES, 0.04)), "They may contradict the values over all hospitals"),
+    ],
+)
+def test_what_a_value_over_all_hospitals_is_is_explained(tmp_path: Path, kind: str, found: Any, says: str) -> None:
+    assert says in report_of(fabricate(tmp_path / "run", job(kind), found))[1]
 
 
 def test_a_matrix_of_equal_or_missing_values_is_drawn() -> None:

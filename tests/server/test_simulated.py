@@ -36,5 +36,9 @@ def test_every_difference_is_named_with_its_hospitals():
         faulty={"hospital-2": {"kind": "sign_flip"}},
     )
     text = " ".join(simulated(made))
-    assert "(the set strong)" in text and "validation: hospital-1." in text and "patients: hospital-2." in text
+    assert (
+        "(the set strong)" in text
+        and "validation: hospital-1 (10 % mislabelled)." in text
+        and "patients: hospital-2." in text
+    )
     assert "speed): hospital-3." in text and "on purpose: hospital-2 (sign_flip)." in text
