@@ -39,6 +39,7 @@ class RunState:
     fingerprint: str = ""
     best_round: int | None = None
     best_value: float | None = None
+    """At all hospitals of `best_by_hospital` together; None where one of them was away from the best round."""
     without_better: int = 0
     """Validations since the best one."""
     algorithm: Weights = field(default_factory=dict)
@@ -47,6 +48,10 @@ class RunState:
     """What every site counts that the federation has met, whether it is there now or not: its cases, or 1."""
     last_used: dict[str, int] = field(default_factory=dict)
     """By site, the last round that its update is in: what the site had behind that round is what it goes on from."""
+    best_by_hospital: dict[str, float | None] = field(default_factory=dict)
+    """What `best_value` is of at each hospital: in the best round, or in the last best one that it was there for."""
+    told_of_absence: bool = False
+    """Whether the run has said that rounds are compared without hospitals that were away from one of them."""
 
 
 class CheckpointStore:
@@ -77,6 +82,8 @@ class CheckpointStore:
             "without_better": state.without_better,
             "members": state.members,
             "last_used": state.last_used,
+            "best_by_hospital": state.best_by_hospital,
+            "told_of_absence": state.told_of_absence,
             "job_hash": self._job_hash,
             "events_size": events_size,
             "fingerprints": {
@@ -137,6 +144,8 @@ class CheckpointStore:
             without_better=note["without_better"],
             members=note["members"],
             last_used=note["last_used"],
+            best_by_hospital=note["best_by_hospital"],
+            told_of_absence=note["told_of_absence"],
         )
         self._best_before = state.best_round
         return state, int(note["events_size"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from server.admission import fault_of
+from server.best_round import remember_if_best
 from server.checkpoint import RunState
 from server.events import EventLog
 from server.participation import Reply, Site, ask, instruction
@@ -25,6 +26,8 @@ from shared_models.tasks.bootstrap import difference, interval, pooled
 from shared_models.weights import Weights, from_record, mismatch, to_record
 
 FEDERATED, POOLED, LOCAL = "federated", "pooled", "local:"
+POINTS = 201
+"""Of a mean ROC curve."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,15 @@ def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, e
     if not sums:
         return
     metrics = {site: first_values(job, values) for site, values in sums.items()}
-    overall = first_values(job, pooled(list(sums.values())))
-    value = overall.get(job.selection_metric())
-    if value is None and state.round == job.federation.rounds and job.selection_metric() not in overall:
-        events.emit("warning", text=f"evaluation.select: there is no metric '{job.selection_metric()}'")
-    best = value is not None and (state.best_value is None or value > state.best_value)
-    if best:
-        state.best_round, state.best_value, state.without_better = state.round, value, 0
-    elif value is not None:  # a metric without a value says nothing about patience
-        state.without_better += 1
+    overall = _first(_over_all(task_of(job), sums, differs_by_hospital(job, FEDERATED)))
+    select = job.selection_metric()
+    value = overall.get(select)
+    if value is None and state.round == job.federation.rounds and select not in overall:
+        events.emit("warning", text=f"evaluation.select: there is no metric '{select}'")
+    by_hospital = {site: values.get(select) for site, values in metrics.items()}
+    cases = {site: float(values["cases"][0]) for site, values in sums.items()}
+    # A metric without a value says nothing: neither which round is best, nor about patience.
+    best = value is not None and remember_if_best(state, value, by_hospital, cases, events)
     events.emit("validated", round=state.round, metrics=overall, by_site=metrics, best=best)
 
 
@@ -113,8 +116,23 @@ def _sums(reply: Reply, shapes: Mapping[str, tuple[int, ...]]) -> Sums:
 
 def first_values(job: Job, sums: Sums) -> dict[str, float | None]:
     """The metrics without their replicates; None where a metric is undefined."""
-    values = {name: float(row[0]) for name, row in task_of(job).metrics(sums).items()}
+    return _first(task_of(job).metrics(sums))
+
+
+def _first(metrics: Mapping[str, NDArray[np.float64]]) -> dict[str, float | None]:
+    values = {name: float(row[0]) for name, row in metrics.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def differs_by_hospital(job: Job, model: str) -> bool:
+    """Whether the hospitals have a model each under this name, and not all the same one.
+
+    The federated model is another at every hospital where the job keeps a part of it at home. The discriminators of a
+    GAN, which may stay there too, are not what is judged.
+    """
+    if model == FEDERATED:
+        return job.federation.share.normalisation != "all" or job.federation.share.heads != "all"
+    return model not in (POOLED, ENSEMBLE) and not model.startswith(LOCAL)
 
 
 def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
@@ -126,15 +144,19 @@ def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
     """
     task = task_of(job)
     own = {site: sums[LOCAL + site][site] for site in sums[FEDERATED] if site in sums.get(LOCAL + site, {})}
-    pooled_sums = {model: with_all(by_site) for model, by_site in sums.items()}
+    apart = {model: differs_by_hospital(job, model) for model in sums}
     return {
         "schema": 1,
         "split": "test",
         "bootstrap": job.evaluation.bootstrap,
         "metrics": task.metric_info(),
-        "models": {model: _values(task, model, by_site) for model, by_site in sums.items()},
-        "differences": _differences(task, sums, own),
-        "curves": {model: {"all": task.curves(by_site["all"])} for model, by_site in pooled_sums.items() if by_site},
+        "models": {model: _values(task, by_site, apart[model]) for model, by_site in sums.items()},
+        # Of one model for all hospitals: what it can be held by against models that differ by hospital.
+        "ranked_apart": {
+            model: _rows_apart(task, by_site) for model, by_site in sums.items() if by_site and not apart[model]
+        },
+        "differences": _differences(task, sums, own, apart),
+        "curves": {model: {"all": _curves(task, by_site, apart[model])} for model, by_site in sums.items() if by_site},
     }
 
 
@@ -143,22 +165,36 @@ def with_all(by_site: Mapping[str, Sums]) -> dict[str, Sums]:
     return {**by_site, "all": pooled([subgroups.totals(sums) for sums in by_site.values()])} if by_site else {}
 
 
-def _values(task: Task, model: str, by_site: Mapping[str, Sums]) -> dict[str, Any]:
-    """Hospital, or `all`, -> metric -> its value, interval and the number of cases behind it."""
-    result = {}
-    for site, sums in with_all(by_site).items():
-        counts, patients, metrics = task.counts(sums), float(sums["patients"][0]), task.metrics(sums)
-        if site == "all" and not _is_one_model(model):
-            metrics |= _ranked_apart(task, by_site)
-        result[site] = {
-            name: {**asdict(interval(values, patients)), "n": counts[name]} for name, values in metrics.items()
-        }
+def _values(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, Any]:
+    """Hospital, or `all`, -> metric -> its value, interval and the number of cases behind it.
+
+    Args:
+        apart: the hospitals have a model each, whose scores are ranked within each hospital.
+    """
+    result = {
+        site: _rows(task.metrics(total), task.counts(total), total["patients"][0])
+        for site, total in with_all(by_site).items()
+    }
+    if apart and by_site:
+        result["all"] |= _rows_apart(task, by_site)
     return result
 
 
-def _is_one_model(name: str) -> bool:
-    """Whether all hospitals have the same model of this name, and not one each."""
-    return name in (FEDERATED, POOLED, ENSEMBLE) or name.startswith(LOCAL)
+def _rows_apart(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
+    """`_ranked_apart` with intervals, and the cases of the hospitals that it is the mean over."""
+    counts = [task.counts(sums) for sums in by_site.values()]
+    summed = {name: sum(count[name] for count in counts) for name in counts[0]}
+    return _rows(_ranked_apart(task, by_site), summed, sum(sums["patients"][0] for sums in by_site.values()))
+
+
+def _rows(metrics: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int], patients: float) -> dict[str, Any]:
+    return {name: {**asdict(interval(row, float(patients))), "n": counts[name]} for name, row in metrics.items()}
+
+
+def _over_all(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, NDArray[np.float64]]:
+    """Metrics of all hospitals' patients together, but for rankings of the scores of models that differ by hospital."""
+    metrics = task.metrics(with_all(by_site)["all"])
+    return metrics | _ranked_apart(task, by_site) if apart else metrics
 
 
 def _ranked_apart(task: Task, by_site: Mapping[str, Sums]) -> dict[str, NDArray[np.float64]]:
@@ -167,19 +203,42 @@ def _ranked_apart(task: Task, by_site: Mapping[str, Sums]) -> dict[str, NDArray[
     A ranking of the scores of different models together would reward a model that only knows which hospital it stands
     in.
     """
-    values: dict[str, list[NDArray[np.float64]]] = {}
+    rows: dict[str, list[NDArray[np.float64]]] = {}
     for sums in by_site.values():
         for name, row in task.metrics(sums).items():
-            if name.split("/")[0] in task.ranking and np.isfinite(row[0]):
-                values.setdefault(name, []).append(row)
-    return {name: np.mean(rows, axis=0) for name, rows in values.items()}
+            if name.split("/")[0] in task.ranking:
+                rows.setdefault(name, []).append(row)
+    defined = {name: [row for row in found if np.isfinite(row[0])] for name, found in rows.items()}
+    return {name: np.mean(defined[name] or found[:1], axis=0) for name, found in rows.items()}
 
 
-def _differences(task: Task, sums: Mapping[str, Mapping[str, Sums]], own: Mapping[str, Sums]) -> dict[str, Any]:
+def _curves(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, Any]:
+    """Of all hospitals' patients together, but for the ROC curves of models that differ by hospital: the area below
+    their mean is the mean of their areas (Fawcett 2006, "An introduction to ROC analysis", section 8.1).
+    """
+    first = {site: {name: row[:1] for name, row in subgroups.totals(sums).items()} for site, sums in by_site.items()}
+    curves = task.curves(with_all(first)["all"])
+    if apart and "roc" in curves:
+        at_home = [task.curves(sums).get("roc", {}) for sums in first.values()]
+        there = {name: [roc[name] for roc in at_home if name in roc] for name in curves["roc"]}
+        curves["roc"] = {name: _mean_curve(found) for name, found in there.items() if found}
+    return curves
+
+
+def _mean_curve(curves: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    fpr = np.linspace(0, 1, POINTS)
+    tpr = np.mean([np.interp(fpr, curve["fpr"], curve["tpr"]) for curve in curves], axis=0)
+    return {"fpr": [0.0, *fpr.tolist()], "tpr": [0.0, *tpr.tolist()]}
+
+
+def _differences(
+    task: Task, sums: Mapping[str, Mapping[str, Sums]], own: Mapping[str, Sums], apart: Mapping[str, bool]
+) -> dict[str, Any]:
     """`<model>-local`, `<model>-federated` and `<model>-pooled` of every model but those of single hospitals.
 
     Args:
         own: each hospital's own model at that hospital.
+        apart: model -> whether the hospitals have one each.
     """
     result = {f"{FEDERATED}-local": differences_by_hospital(task, sums[FEDERATED], own), f"{FEDERATED}-{POOLED}": {}}
     for model in (model for model in sums if not model.startswith(LOCAL)):
@@ -188,7 +247,7 @@ def _differences(task: Task, sums: Mapping[str, Mapping[str, Sums]], own: Mappin
         for other in (FEDERATED, POOLED):
             if other not in sums or other == model or (model, other) == (POOLED, FEDERATED):
                 continue
-            compare = _of_one_model if _is_one_model(model) else differences_by_hospital
+            compare = differences_by_hospital if apart[model] or apart[other] else _of_one_model
             result[f"{model}-{other}"] = compare(task, sums[model], sums[other])
     return result
 
@@ -225,12 +284,16 @@ def _of_one_model(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sum
 def undefined(evaluations: Mapping[str, Any]) -> str | None:
     """One sentence that names the hospitals where the federated model's main metric has no value; None if all have."""
     main = next(name for name, info in evaluations["metrics"].items() if info["headline"])
-    without = {
-        site: metrics[main]["why"]
-        for site, metrics in evaluations["models"][FEDERATED].items()
-        if metrics[main]["value"] is None
-    }
+    rows = {site: metrics[main] for site, metrics in evaluations["models"][FEDERATED].items()}
+    overall = rows.pop("all")
+    without = {site: row["why"] for site, row in rows.items() if row["value"] is None}
     if not without:
         return None
     label, why = evaluations["metrics"][main]["label"], next(iter(without.values()))
-    return f"{label} has no value at {', '.join(without)} ({why}); these hospitals count in the value over all"
+    if overall["value"] is None:
+        end = "so it has none over all"
+    elif overall["n"] > sum(row["n"] for row in rows.values()):
+        end = "these hospitals count in the value over all"
+    else:
+        end = "these hospitals do not count in the value over all, which is the mean over the others"
+    return f"{label} has no value at {', '.join(without)} ({why}); {end}"

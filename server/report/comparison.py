@@ -7,25 +7,23 @@ it. docs/researcher.md says how to read the result.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from server.judgement import FEDERATED
+from server.judgement import FEDERATED, differs_by_hospital
 from server.report import comparison_tests as tests
 from server.report.answer import worst_hospital
+from server.report.comparison_answer import answer, verdict
 from server.report.comparison_labels import Settings, differing, labels, settings_of
 from server.report.record import RunRecord, read_record
 from server.report.summary import summarise
 from shared_models.errors import BadInput
-from shared_models.page import fixed, interval_text, listed, plural
-from shared_models.tasks import CaseRecord, task_of
+from shared_models.tasks import task_of
 
 SCHEMA = "consilium-comparison/1"
-SIGNIFICANT = 0.05
-BETTER, WORSE, UNCLEAR, UNTESTED = "better", "worse", "no clear difference", "not tested"
 
 Row = dict[str, Any]
 
@@ -39,6 +37,14 @@ class ReadRun:
     report: Row
     model: str
     metric: str
+    ranked_apart: bool = False
+    """Whether the metric ranks cases, and of the runs in the table some have a model that differs by hospital: such
+    scores are not ranked together, and every run's value over all is the mean over the hospitals."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether every hospital has another model."""
+        return differs_by_hospital(self.record.job, self.model)
 
     @property
     def seed(self) -> int:
@@ -49,28 +55,42 @@ class ReadRun:
     def rows(self) -> Row:
         """Hospital (and "all") -> the metric of the model there."""
         by_hospital = self.report["models"][self.model]
-        return {name: metrics[self.metric] for name, metrics in by_hospital.items() if self.metric in metrics}
+        rows = {name: metrics[self.metric] for name, metrics in by_hospital.items() if self.metric in metrics}
+        if self.ranked_apart and not self.differs:
+            rows["all"] = _ranked_apart(self)[self.model][self.metric]
+        return rows
 
     @cached_property
-    def cases(self) -> list[CaseRecord] | None:
+    def cases(self) -> tests.Groups | None:
         """Every test case of the model, or None where this run does not hold them, or others than it was judged on."""
         hospitals = [name for name in self.rows if name != "all"]
         cases = tests.read_cases(self.record.folder, self.model, hospitals)
         told = self.rows.get("all", {}).get("value")
         if not cases or told is None:
             return None
+        if not self.ranked_apart:
+            cases = [sorted((record for records in cases for record in records), key=lambda record: record.case)]
         found = tests.value_of(task_of(self.record.job), self.metric, cases)
         return cases if abs(found - told) <= tests.AGREES * max(abs(told), tests.AGREES) else None
+
+    def minus(self, other: str) -> Row | None:
+        """The difference of the model from `local` or `pooled` over all hospitals; None where there is none."""
+        rows = {
+            hospital: metrics[self.metric]
+            for hospital, metrics in self.report["differences"].get(f"{self.model}-{other}", {}).items()
+            if self.metric in metrics
+        }
+        overall: Row | None = rows.pop("all", None)
+        if overall and self.ranked_apart and not self.differs and other == "pooled":
+            # The run has it of one ranking of all patients; its interval is not on record.
+            values = [row["value"] for row in rows.values() if row["value"] is not None]
+            return {"value": statistics.fmean(values) if values else None, "low": None, "high": None}
+        return overall
 
     def numbers(self) -> Row:
         """One entry of `runs` in compare.json."""
         rows, cost, run = self.rows, self.report["cost"], self.report["run"]
         values = [row["value"] for name, row in rows.items() if name != "all" and row["value"] is not None]
-        differences = self.report["differences"]
-        against = {
-            f"minus_{other}": differences.get(f"{self.model}-{other}", {}).get("all", {}).get(self.metric)
-            for other in ("local", "pooled")
-        }
         return {
             "run": self.name,
             "seed": self.seed,
@@ -79,7 +99,7 @@ class ReadRun:
             "worst": worst_hospital(self.report, self.model, self.metric),
             "spread": max(values) - min(values) if values else None,
             "hospitals": rows,
-            **against,
+            **{f"minus_{other}": self.minus(other) for other in ("local", "pooled")},
             "rounds": run["rounds_finished"],
             "best_round": run["best_round"],
             "seconds": cost["seconds"]["federated"],
@@ -150,12 +170,13 @@ def compare_runs(
         "split": first.report["split"],
         "model": model,
         "metric": first.metric,
+        "ranked_apart": first.ranked_apart,
         **{key: first.report["metrics"][first.metric][key] for key in ("label", "larger_is_better", "digits")},
         "methods": rows,
         "tests": _tests(methods, first.metric, first.report["metrics"][first.metric]["larger_is_better"]),
         "left_out": [*missing, *left_out],
     }
-    comparison["answer"] = _answer(comparison)
+    comparison["answer"] = answer(comparison)
     return comparison
 
 
@@ -175,7 +196,19 @@ def _readable(folders: Sequence[Path], metric: str | None, model: str) -> tuple[
             runs.append(run)
     if not runs:
         raise BadInput("\n".join(f"{row['run']} cannot be compared: {row['why']}" for row in missing))
-    return runs, missing
+    ranks = runs[0].metric.split("/")[0] in task_of(runs[0].record.job).ranking
+    if not ranks or not any(run.differs for run in runs):
+        return runs, missing
+    unlike = {run.name for run in runs if not run.differs and run.model not in _ranked_apart(run)}
+    why = "another version judged it, and said nothing of the mean over the hospitals, which counts here: run it again"
+    missing += [{"run": name, "why": why} for name in sorted(unlike)]
+    return [replace(run, ranked_apart=True) for run in runs if run.name not in unlike], missing
+
+
+def _ranked_apart(run: ReadRun) -> Row:
+    """Model -> ranking metric -> its mean over the hospitals, of models that do not differ by hospital."""
+    found: Row = (run.record.evaluations or {}).get("ranked_apart", {})
+    return found
 
 
 def _unfinished(report: Row) -> str | None:
@@ -251,7 +284,7 @@ def _tests(methods: Sequence[Method], metric: str, larger_is_better: bool) -> li
         for row, corrected in zip(found, tests.holm([row[kind]["p"] for row in found]), strict=True):
             row[kind]["p_holm"] = corrected
     for row in found:
-        row["verdict"] = _verdict(row["patients"], larger_is_better)
+        row["verdict"] = verdict(row["patients"], larger_is_better)
     return found
 
 
@@ -270,73 +303,16 @@ def _over_patients(method: Method, reference: Method, metric: str) -> Row:
         if not pairs:
             why = "the test patients are not the same"
     if why:
-        none = dict.fromkeys(("difference", "low", "high", "test", "p"))
+        none = dict.fromkeys(("difference", "low", "high", "test", "p", "sign"))
         return {"n": 0, "seeds": [], **none, "why": why}
     task = task_of(method.runs[0].record.job)
     row = tests.over_patients(task, metric, [(a.cases or [], b.cases or []) for a, b in pairs])
     return row | {"seeds": [run.seed for run, _ in pairs]}
 
 
-def _verdict(row: Row, larger_is_better: bool) -> str:
-    if row["p_holm"] is None:
-        return UNTESTED
-    if row["p_holm"] >= SIGNIFICANT:
-        return UNCLEAR
-    return BETTER if (row["difference"] > 0) == larger_is_better else WORSE
-
-
 def _values(method: Method) -> dict[int, float]:
     rows = {run.seed: run.rows.get("all", {}).get("value") for run in method.runs}
     return {seed: value for seed, value in rows.items() if value is not None}
-
-
-def _answer(comparison: Row) -> list[str]:
-    """The sentences at the top."""
-    pick: Callable[..., Row] = max if comparison["larger_is_better"] else min
-    there = [method for method in comparison["methods"] if method["value"] is not None]
-    if not there:
-        return [f"{comparison['label']} has no value in any of these runs."]
-    best = pick(there, key=lambda method: method["value"])
-    digits = comparison["digits"]
-    facts = [interval_text(best, digits), *([f"n = {best['n']} cases"] if best["n"] is not None else [])]
-    facts += [f"mean of {len(best['seeds'])} seeds"] if len(best["seeds"]) > 1 else []
-    value = f"{comparison['label']} {fixed(best['value'], digits)} ({', '.join(facts)})"
-    if len(comparison["methods"]) == 1:
-        return [f"{value}; there is one method only, and nothing to test it against.", *_missing(comparison)]
-    sentences = [f"{best['label']} has the best {value}."]
-    reference = comparison["methods"][0]["label"]
-    for word, text in (
-        (BETTER, "Better than {} on the same patients: {}."),
-        (WORSE, "Worse than {} on the same patients: {}."),
-        (UNCLEAR, "No clear difference from {} on the same patients: {}."),
-        (UNTESTED, "Not tested against {} on the same patients: {}."),
-    ):
-        names = [test["method"] for test in comparison["tests"] if test["verdict"] == word]
-        if names:
-            sentences.append(text.format(reference, listed(names)))
-    return sentences + _about_seeds(comparison) + _missing(comparison)
-
-
-def _about_seeds(comparison: Row) -> list[str]:
-    """Whether a difference over patients may have been chance in training."""
-    sentences = []
-    lucky = [
-        test["method"]
-        for test in comparison["tests"]
-        if test["verdict"] in (BETTER, WORSE) and (test["seeds"]["p_holm"] or 0.0) >= SIGNIFICANT
-    ]
-    if lucky:
-        sentences.append(f"Over the seeds that is not certain for {listed(lucky)}: it may be chance in training.")
-    few = [test["method"] for test in comparison["tests"] if test["seeds"]["p"] is None]
-    if few:
-        who = "" if len(few) == len(comparison["tests"]) else f" for {listed(few)}"
-        sentences.append(f"Chance in training was not tested{who}: that needs {tests.FEWEST_SEEDS} seeds in common.")
-    return sentences
-
-
-def _missing(comparison: Row) -> list[str]:
-    count = len(comparison["left_out"])
-    return [f"{plural(count, 'run')} left out; the reasons are listed below."] if count else []
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +36,22 @@ def write_comparison(comparison: Row, page: Path) -> Path:
     text = (
         environment(Path(__file__).parent)
         .get_template("comparison.html.j2")
-        .render(comparison=comparison, figure=data_uri("image/svg+xml", draw(comparison).encode()), json=numbers.name)
+        .render(
+            comparison=comparison,
+            figure=data_uri("image/svg+xml", draw(comparison).encode()),
+            json=numbers.name,
+            names=_short_names([run["run"] for method in comparison["methods"] for run in method["runs"]]),
+        )
     )
     write_atomically(numbers, json.dumps(comparison, indent=1, allow_nan=False, ensure_ascii=False).encode())
     write_atomically(page, text.encode())
     return numbers
+
+
+def _short_names(runs: list[str]) -> dict[str, str]:
+    """Each run by what tells its path from the others': a table has no room for folders that all have in common."""
+    common = os.path.commonpath([Path(run).absolute().parent for run in runs])
+    return {run: os.path.relpath(run, common) for run in runs}
 
 
 def draw(comparison: Row) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from server.judgement import judge
 from shared_models.job import Job
 from shared_models.tasks import CaseRecord, task_of
-from shared_models.tasks.bootstrap import interval, replicate_weights
+from shared_models.tasks.bootstrap import replicate_weights
 from tests.server.fabricated_run import fabricate, job
 
 HOSPITALS = ["north", "south"]
@@ -52,21 +53,21 @@ def class_cases(scores: Mapping[str, tuple[float, int]]) -> list[CaseRecord]:
 
 
 def finished(folder: Path, the_job: Job, cases: list[CaseRecord], model: str = "federated") -> Path:
-    """A complete run: every other case is of the first hospital, and every number is what its cases say."""
-    task = task_of(the_job)
+    """A complete run: every other case is of the first hospital, and every number is what its cases say.
+
+    The model does the same as the federated one, which is there too.
+    """
     of = {hospital: cases[place :: len(HOSPITALS)] for place, hospital in enumerate(HOSPITALS)}
-    models: dict[str, Any] = {model: {}}
-    for hospital, records in {**of, "all": cases}.items():
-        sums = task.sums(records, replicate_weights([record.patient for record in records], 50, 1))
-        models[model][hospital] = {
-            name: {**vars(interval(values)), "n": len(records)} for name, values in task.metrics(sums).items()
-        }
-    found = {"schema": 1, "split": "test", "bootstrap": 50, "metrics": task.metric_info(), "models": models}
-    fabricate(folder, the_job, found | {"differences": {}, "curves": {}}, sites=HOSPITALS)
+    sums = {
+        hospital: task_of(the_job).sums(records, replicate_weights([record.patient for record in records], 50, 1))
+        for hospital, records in of.items()
+    }
+    fabricate(folder, the_job, judge(the_job, {"federated": sums, model: sums}), sites=HOSPITALS)
     for hospital, records in of.items():
-        path = folder / "sites" / hospital / "evaluations" / f"{model}.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps([record.to_json() for record in records]))
+        at = folder / "sites" / hospital / "evaluations"
+        at.mkdir(parents=True)
+        for name in {"federated", model}:
+            (at / f"{name}.json").write_text(json.dumps([record.to_json() for record in records]))
     return folder
 
 

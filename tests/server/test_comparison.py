@@ -15,9 +15,9 @@ from scipy import stats
 from server.report.comparison import compare_runs
 from server.report.comparison_labels import differing, labels, settings_of
 from server.report.comparison_page import write_comparison
-from server.report.comparison_tests import holm, over_patients, over_seeds, same_cases
+from server.report.comparison_tests import holm, over_patients, over_seeds, same_cases, value_of
 from shared_models.errors import BadInput
-from shared_models.tasks import task_of
+from shared_models.tasks import CaseRecord, task_of
 from tests.server.compared_runs import class_cases, dice_cases, dice_of, finished, variant
 from tests.server.fabricated_run import everywhere_helped
 
@@ -122,7 +122,7 @@ def test_worse_is_said_where_smaller_is_better(run):
 
 def test_the_test_over_patients_is_wilcoxons_on_their_own_differences():
     ours, theirs = dice_of(0.8, gain=0.01, noise=0.02), dice_of(0.8)
-    row = over_patients(task_of(variant()), "dice", [(dice_cases(ours), dice_cases(theirs))])
+    row = over_patients(task_of(variant()), "dice", [([dice_cases(ours)], [dice_cases(theirs)])])
     gaps = np.array([ours[patient] - theirs[patient] for patient in ours])
     assert row["test"] == "Wilcoxon signed-rank" and row["n"] == 40
     assert row["p"] == pytest.approx(stats.wilcoxon(gaps).pvalue, rel=1e-3)
@@ -132,9 +132,36 @@ def test_the_test_over_patients_is_wilcoxons_on_their_own_differences():
     assert row["high"] == pytest.approx(gaps.mean() + 1.96 * standard_error, abs=0.25 * standard_error)
 
 
+def few_large_losses(gains: int, losses: int) -> dict[str, float]:
+    """Beside a Dice of 0.8 for everybody: small gains, and a few patients whose organ is all but lost."""
+    return {f"p{number:02d}": 0.82 if number < gains else 0.3 for number in range(gains + losses)}
+
+
+@pytest.mark.parametrize(("gains", "losses"), [(28, 2), (52, 8)])
+def test_there_is_no_verdict_where_most_patients_gain_and_the_mean_falls(run, gains, losses):
+    """With 8 of 60 the interval of the mean lies below 0, and the p value of the ranks, which favour the gains, too."""
+    ours = few_large_losses(gains, losses)
+    comparison = compare_runs([run("a", dict.fromkeys(ours, 0.8)), run("b", ours, **FEDPROX)])
+    (test,) = comparison["tests"]
+    assert test["patients"]["p"] < 0.001 and test["patients"]["difference"] < 0
+    assert (test["patients"]["high"] < 0) == (losses == 8)
+    assert test["verdict"] == "no clear difference"
+    assert any(
+        sentence.startswith("For algorithm.name=fedprox, the mean and most patients disagree")
+        for sentence in comparison["answer"]
+    )
+
+
+def test_where_ranks_and_mean_agree_nothing_is_said_of_single_patients(run):
+    runs = [run("a", dice_of(0.8)), run("b", dice_of(0.8, gain=-0.03, noise=0.01), **FEDPROX)]
+    comparison = compare_runs(runs)
+    assert comparison["tests"][0]["verdict"] == "worse"
+    assert not any("disagree" in sentence for sentence in comparison["answer"])
+
+
 def test_over_several_seeds_a_patient_counts_once():
     ours, theirs = dice_of(0.8, gain=0.02, noise=0.02), dice_of(0.8)
-    pair = (dice_cases(ours), dice_cases(theirs))
+    pair = ([dice_cases(ours)], [dice_cases(theirs)])
     once, thrice = (over_patients(task_of(variant()), "dice", [pair] * seeds) for seeds in (1, 3))
     assert once == thrice
 
@@ -147,7 +174,8 @@ def test_a_patient_with_several_cases_is_drawn_with_all_of_them():
         for records in (ours, theirs)
     ]
     task = task_of(variant())
-    single, many = over_patients(task, "dice", [(ours, theirs)]), over_patients(task, "dice", [(copies[0], copies[1])])
+    single = over_patients(task, "dice", [([ours], [theirs])])
+    many = over_patients(task, "dice", [([copies[0]], [copies[1]])])
     assert many["high"] - many["low"] == pytest.approx(single["high"] - single["low"], rel=1e-6)
     assert many["p"] == pytest.approx(single["p"], rel=1e-6)
 
@@ -161,18 +189,88 @@ def test_a_ranking_that_no_patient_has_alone_is_tested_by_bootstrap():
     }
     poor = {name: (float(rng.uniform(0.01, 0.99)), t) for name, (_, t) in good.items()}
     task = task_of(variant("classification"))
-    row = over_patients(task, "auroc", [(class_cases(good), class_cases(poor))])
+    row = over_patients(task, "auroc", [([class_cases(good)], [class_cases(poor)])])
     assert row["test"] == "paired bootstrap"
     assert 0.2 < row["low"] < row["difference"] < row["high"] and row["p"] == pytest.approx(2 / 1001)
-    same = over_patients(task, "auroc", [(class_cases(good), class_cases(good))])
+    same = over_patients(task, "auroc", [([class_cases(good)], [class_cases(good)])])
     assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
+
+
+def known_by_hospital(noise: float = 0.3) -> dict[str, tuple[float, int]]:
+    """Scores that tell the first hospital, of every other patient and mostly ill, from the second, mostly healthy."""
+    rng = np.random.default_rng(2)
+    found = {}
+    for number in range(160):
+        ill_there = 0.25 if number % 2 else 0.75
+        truth = int(rng.random() < ill_there)
+        found[f"p{number:03d}"] = (float(np.clip(ill_there + rng.uniform(-noise, noise), 0.01, 0.99)), truth)
+    return found
+
+
+def mean_of_hospitals(cases: list[CaseRecord]) -> float:
+    task = task_of(variant("classification"))
+    return float(np.mean([value_of(task, "auroc", [cases[place::2]]) for place in (0, 1)]))
+
+
+def test_models_that_differ_by_hospital_are_ranked_within_each_and_tested(tmp_path: Path):
+    ours, theirs = class_cases(known_by_hospital(0.2)), class_cases(known_by_hospital())
+    runs = [
+        finished(tmp_path / "a", variant("classification"), theirs, "fine-tuned"),
+        finished(tmp_path / "b", variant("classification", **FEDPROX), ours, "fine-tuned"),
+    ]
+    comparison = compare_runs(runs, metric="auroc", model="fine-tuned")
+    assert [method["value"] for method in comparison["methods"]] == pytest.approx(
+        [mean_of_hospitals(theirs), mean_of_hospitals(ours)]
+    )
+    (test,) = comparison["tests"]
+    assert test["patients"]["why"] is None and test["patients"]["test"] == "paired bootstrap"
+    assert test["patients"]["difference"] == pytest.approx(mean_of_hospitals(ours) - mean_of_hospitals(theirs))
+    assert test["patients"]["low"] < test["patients"]["difference"] < test["patients"]["high"]
+    assert any("is the mean over the hospitals" in sentence for sentence in comparison["answer"])
+    together = compare_runs(runs, metric="auroc")  # the federated model is one for all, with the same scores
+    assert together["methods"][0]["value"] > comparison["methods"][0]["value"] + 0.1
+    assert not any("mean over the hospitals" in sentence for sentence in together["answer"])
+
+
+def test_one_model_beside_models_with_layers_at_home_is_ranked_within_hospitals_too(tmp_path: Path):
+    cases = class_cases(known_by_hospital())
+    fedbn = {"algorithm": {"name": "fedbn"}}
+    runs = [
+        finished(tmp_path / "a", variant("classification"), cases, "pooled"),
+        finished(tmp_path / "b", variant("classification", **fedbn), cases, "pooled"),
+    ]
+    path = runs[0] / "evaluations.json"
+    found = json.loads(path.read_text())
+    found["differences"]["federated-pooled"]["all"]["auroc"]["value"] = 0.5  # of one ranking, which is not for here
+    path.write_text(json.dumps(found))
+    comparison = compare_runs(runs, metric="auroc")
+    one, each = comparison["methods"]
+    assert one["value"] == each["value"] == pytest.approx(mean_of_hospitals(cases))
+    assert (one["low"], one["high"]) == (each["low"], each["high"])
+    assert one["minus_pooled"]["value"] == each["minus_pooled"]["value"] == 0
+    (test,) = comparison["tests"]
+    assert test["patients"]["difference"] == test["seeds"]["difference"] == 0
+    # A mean over cases is the same thing however models are spread.
+    assert not compare_runs(runs, metric="accuracy")["ranked_apart"]
+
+
+def test_a_run_that_lacks_the_mean_over_the_hospitals_is_left_out(tmp_path: Path):
+    cases = class_cases(known_by_hospital())
+    old = finished(tmp_path / "a", variant("classification"), cases)
+    found = json.loads((old / "evaluations.json").read_text())
+    del found["ranked_apart"]
+    (old / "evaluations.json").write_text(json.dumps(found))
+    new = finished(tmp_path / "b", variant("classification", algorithm={"name": "fedbn"}), cases)
+    (left_out,) = compare_runs([old, new], metric="auroc")["left_out"]
+    assert left_out["run"] == str(old) and "run it again" in left_out["why"]
+    assert not compare_runs([old, new], metric="accuracy")["left_out"]
 
 
 def test_calibration_is_no_mean_of_patients_and_accuracy_is():
     rng = np.random.default_rng(1)
     scores = {f"p{i:03d}": (float(rng.uniform(0.2, 0.9)), int(rng.integers(2))) for i in range(40)}
     other = {name: (min(0.99, score + 0.05), truth) for name, (score, truth) in scores.items()}
-    task, pairs = task_of(variant("classification")), [(class_cases(scores), class_cases(other))]
+    task, pairs = task_of(variant("classification")), [([class_cases(scores)], [class_cases(other)])]
     found = {name: over_patients(task, name, pairs)["test"] for name in ("calibration_error", "accuracy")}
     assert found == {
         "calibration_error": "paired bootstrap",
@@ -193,7 +291,7 @@ def test_other_test_patients_are_not_paired(run):
 
 def test_a_patient_at_another_hospital_is_the_same_patient():
     cases = dice_cases(dice_of(0.8))
-    assert same_cases(cases, cases[::-1]) and not same_cases(cases, cases[1:])
+    assert same_cases([cases[:9], cases[9:]], [cases[::-1]]) and not same_cases([cases], [cases[1:]])
 
 
 def test_runs_without_a_seed_in_common_are_not_tested(run):
@@ -288,6 +386,18 @@ def test_another_model_of_the_runs_can_be_compared(tmp_path: Path):
     assert comparison["model"] == "kept" and comparison["tests"][0]["verdict"] == "better"
 
 
+def test_hospitals_that_contradict_the_patients_are_said(run):
+    runs = [run("a", dice_of(0.8)), run("b", dice_of(0.8, gain=0.05, noise=0.01), **FEDPROX)]
+    assert not any("other way round" in sentence for sentence in compare_runs(runs)["answer"])
+    evaluated = runs[1] / "evaluations.json"
+    found = json.loads(evaluated.read_text())
+    here = [rows for name, rows in found["models"]["federated"].items() if name != "all"]
+    here[0]["dice"]["value"] = 0.5  # one hospital that the mean over patients hides
+    evaluated.write_text(json.dumps(found))
+    said = [sentence for sentence in compare_runs(runs)["answer"] if "other way round" in sentence]
+    assert len(said) == 1 and "for algorithm.name=fedprox" in said[0] and "the worst hospital 0.500 against" in said[0]
+
+
 def test_the_page_holds_every_number_and_needs_no_network(run, tmp_path: Path):
     runs = [run(f"a{seed}", dice_of(0.8, gain=0.001 * seed), seed) for seed in range(3)]
     runs += [run(f"b{seed}", dice_of(0.8, gain=0.03, noise=0.01), seed, **FEDPROX) for seed in range(3)]
@@ -298,6 +408,7 @@ def test_the_page_holds_every_number_and_needs_no_network(run, tmp_path: Path):
     assert "algorithm.name=fedprox" in page and "x&lt;y: its disk was full" in page
     for method in comparison["methods"]:
         assert f"{method['value']:.3f}" in page
+    assert ">a0<" in page and str(tmp_path) not in page  # a run by what tells it from the others
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
     assert compare_runs(runs)["tests"] == comparison["tests"]  # the same draws every time
     write_comparison(comparison, tmp_path / "out" / "table.html")

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from server.judgement import judge
+from server import judgement
+from server.checkpoint import RunState
+from server.events import EventLog, read_events
+from server.judgement import judge, undefined
+from server.participation import Site
 from shared_models.job import Job
 from shared_models.tasks import CaseRecord, task_of
 from shared_models.tasks.bootstrap import replicate_weights
@@ -19,14 +23,25 @@ JOB = Job.model_validate(
         "evaluation": {"bootstrap": 50},
     }
 )
+ONE_MODEL = {"federation": {"rounds": 1}}
+AT_HOME = [
+    {"federation": {"rounds": 1, "algorithm": {"name": "fedper"}}},
+    {"federation": {"rounds": 1, "algorithm": {"name": "fedbn"}}, "model": {"name": "cnn", "normalisation": "batch"}},
+    {"federation": {"rounds": 1, "algorithm": {"name": "silobn"}}, "model": {"name": "cnn", "normalisation": "batch"}},
+    {"federation": {"rounds": 1, "share": {"heads": "nothing"}}},
+]
 LABELS = {"north": [1, 1, 1, 0, 1, 1, 0, 1], "south": [0, 0, 0, 1, 0, 0, 1, 0]}
 
 
-def sums_of(site, ill):
+def job(changes):
+    return Job.model_validate(JOB.model_dump(mode="json", exclude={"federation"}) | changes)
+
+
+def sums_of(site, ill, labels=None):
     """Metric sums of a site where the model gave these probabilities of being ill."""
     records = [
         CaseRecord(f"c{i}", f"p{i}", {"probabilities": [1 - p, p], "label": [float(label)]})
-        for i, (p, label) in enumerate(zip(ill, LABELS[site], strict=True))
+        for i, (p, label) in enumerate(zip(ill, LABELS[site] if labels is None else labels, strict=True))
     ]
     return task_of(JOB).sums(records, replicate_weights([r.patient for r in records], 50, seed=1))
 
@@ -82,3 +97,82 @@ def test_a_difference_is_paired_and_over_all_hospitals_their_plain_mean(found):
 def test_without_local_and_pooled_models_the_two_main_differences_are_empty():
     alone = judge(JOB, {"federated": {site: sums_of(site, ill) for site, ill in FEDERATED.items()}})
     assert alone["differences"] == {"federated-local": {}, "federated-pooled": {}}
+
+
+def noise(patients=60):
+    """Scores that say nothing of a patient, and all of how many are ill at the hospital: 90, 50 or 10 of 100."""
+    rng = np.random.default_rng(3)
+    of = {"a": 0.9, "b": 0.5, "c": 0.1}
+    return {
+        site: sums_of(site, share + rng.uniform(-0.05, 0.05, patients), rng.random(patients) < share)
+        for site, share in of.items()
+    }
+
+
+@pytest.mark.parametrize("changes", AT_HOME)
+def test_layers_at_home_earn_nothing_by_telling_the_hospital(changes):
+    """The scores of one model of all hospitals may be ranked together, those of hospitals' own models may not."""
+    together, apart = (judge(job(of), {"federated": noise()}) for of in (ONE_MODEL, changes))
+    assert value(together["models"]["federated"]["all"]["auroc"]) > 0.75
+    found = apart["models"]["federated"]
+    at_home = [value(found[site]["auroc"]) for site in "abc"]
+    assert value(found["all"]["auroc"]) == pytest.approx(np.mean(at_home)) and max(at_home) < 0.7
+    assert found["all"]["auroc"]["low"] < 0.5 < found["all"]["auroc"]["high"] and found["all"]["auroc"]["n"] == 180
+    assert found["all"]["average_precision/ill"] != together["models"]["federated"]["all"]["average_precision/ill"]
+    assert found["all"]["brier"] == together["models"]["federated"]["all"]["brier"]  # a mean over cases
+    # What a model of all hospitals can be held by against it.
+    assert together["ranked_apart"]["federated"]["auroc"] == found["all"]["auroc"] and not apart["ranked_apart"]
+
+
+@pytest.mark.parametrize(("other", "name"), [("pooled", "federated-pooled"), ("ensemble", "ensemble-federated")])
+def test_a_model_with_layers_at_home_is_held_against_one_model_hospital_by_hospital(other, name):
+    models = {"federated": TUNED, other: FEDERATED}
+    sums = {model: {site: sums_of(site, ill) for site, ill in given.items()} for model, given in models.items()}
+    rows = judge(job(AT_HOME[0]), sums)["differences"][name]
+    gaps = [value(rows[site]["auroc"]) for site in LABELS]
+    assert value(rows["all"]["auroc"]) == pytest.approx(np.mean(gaps))
+    ranked_together = judge(job(ONE_MODEL), sums)["differences"][name]
+    assert abs(value(ranked_together["all"]["auroc"]) - value(rows["all"]["auroc"])) > 0.05
+
+
+def test_where_each_hospital_has_one_class_models_of_their_own_have_no_ranking():
+    sums = {"federated": {"a": sums_of("a", [0.9] * 8, [1] * 8), "b": sums_of("b", [0.1] * 8, [0] * 8)}}
+    found = judge(job(AT_HOME[0]), sums)
+    assert value(found["models"]["federated"]["all"]["auroc"]) is None
+    assert undefined(found).endswith("so it has none over all")
+    assert value(judge(job(ONE_MODEL), sums)["models"]["federated"]["all"]["auroc"]) == 1
+
+
+def test_whether_a_hospital_without_a_value_counts_over_all_is_said():
+    sums = {"federated": noise() | {"d": sums_of("d", [0.5] * 8, [0] * 8)}}
+    apart, together = judge(job(AT_HOME[0]), sums), judge(job(ONE_MODEL), sums)
+    assert apart["models"]["federated"]["all"]["auroc"]["n"] == 180
+    assert together["models"]["federated"]["all"]["auroc"]["n"] == 188
+    assert undefined(apart).endswith("do not count in the value over all, which is the mean over the others")
+    assert undefined(together).endswith("these hospitals count in the value over all")
+
+
+def test_the_roc_curve_of_hospitals_own_models_has_the_area_that_is_told():
+    found = judge(job(AT_HOME[0]), {"federated": noise()})
+    curve = found["curves"]["federated"]["all"]["roc"]["ill"]
+    area = np.trapezoid(curve["tpr"], curve["fpr"])
+    assert area == pytest.approx(value(found["models"]["federated"]["all"]["auroc"]), abs=0.01)
+
+
+@pytest.mark.parametrize(("changes", "best"), [(ONE_MODEL, 2), (AT_HOME[0], 1)])
+def test_the_round_is_chosen_by_rankings_within_hospitals_where_layers_stay_at_home(
+    tmp_path, monkeypatch, changes, best
+):
+    """The first round ranks each hospital's patients without a fault; the second one only tells the hospitals apart."""
+    low = {"north": 0.2, "south": 0.6}
+    within = {site: [low[site] + 0.2 * label for label in labels] for site, labels in LABELS.items()}
+    sites = {site: Site(site, number, {"validation": 8}) for number, site in enumerate(LABELS)}
+    state, events = RunState({}), EventLog(tmp_path / "events.jsonl")
+    for number, given in enumerate((within, TUNED), 1):
+        sums = {site: sums_of(site, ill) for site, ill in given.items()}
+        monkeypatch.setattr(judgement, "collect", lambda *rest, sums=sums: sums)
+        state.round = number
+        judgement.validate(None, sites, job(changes), state, events)
+    assert state.best_round == best
+    told = [event["metrics"]["auroc"] for event in read_events(tmp_path / "events.jsonl")]
+    assert told == pytest.approx([1.0, 0.5] if best == 1 else [28 / 64, 0.75])

@@ -301,6 +301,35 @@ def test_a_metric_that_has_no_value_is_no_reason_to_stop_early(tmp_path):
     assert len([event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "validated"]) == 4
 
 
+def test_the_best_round_is_not_the_one_whose_worst_hospital_did_not_answer(tmp_path):
+    def hospital(*right_by_round):
+        """Trains and is judged in turn: so many of its ten cases are right; None is no answer."""
+
+        def site(weights, call):
+            if call % 2:
+                return update(weights)
+            right = right_by_round[call // 2 - 1]
+            if right is None:
+                return Error(1, "restarting")
+            given = [[0.9, 0.1] if case < right else [0.1, 0.9] for case in range(10)]
+            records = [CaseRecord(f"c{i}", f"p{i}", {"probabilities": p, "label": [0.0]}) for i, p in enumerate(given)]
+            return RecordDict({"sums": to_record(task_of(asked).sums(records, np.ones((1, 10))))})
+
+        return site
+
+    judged = {"evaluation": {"every": 1, "select": "accuracy"}}
+    asked = Job.model_validate(job(rounds=4, patience=2).model_dump() | judged)
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10, "validation": 10}) for i in range(2)}
+    events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
+    grid = ScriptedGrid([hospital(8, 7, 7, 9), hospital(4, None, 5, 5)])
+    state = run_rounds(grid, roster, asked, TENSORS, RunState(START), store, events, lambda needed: None)
+    happened = list(read_events(tmp_path / "events.jsonl"))
+    assert [event["best"] for event in happened if event["event"] == "validated"] == [True, False, False]
+    assert (state.round, state.best_round) == (3, 1)  # rounds 2 and 3 were no better: patience is at its end
+    said = [event["text"] for event in happened if event["event"] == "warning"]
+    assert any(text.startswith("round 2 is not better than round 1") and "site-1" in text for text in said)
+
+
 def test_before_every_attempt_the_sites_that_it_needs_are_waited_for(tmp_path):
     def recovers(weights, call):
         return update(weights) if call > 1 else Error(1, "restarting")
