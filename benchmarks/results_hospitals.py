@@ -50,14 +50,22 @@ OWN_MODELS = ("FedBN", "Ditto")
 
 SHOWN = ("Local", "Ensemble", "Pooled", *ALGORITHMS)
 
-STUDIES: dict[str, tuple[str, str, str]] = {
-    "hospitals-groups": ("Scanners that differ by nature", "dice", "hippocampus, three intensity scales"),
-    "hospitals-scanners": ("Scanners made to differ", "dice", "hippocampus, `scanners: {set: strong}`"),
-    "hospitals-skew-0.1": ("Very unlike shares of a class", "balanced_accuracy", "PneumoniaMNIST, Dirichlet(0.1)"),
-    "hospitals-skew-0.5": ("Unlike shares of a class", "balanced_accuracy", "PneumoniaMNIST, Dirichlet(0.5)"),
-    "hospitals-vessels": ("Few patients", "dice", "retinal vessels, four to five children a hospital"),
+STUDIES: dict[str, tuple[str, str]] = {
+    "hospitals-groups": ("Scanners that differ by nature", "hippocampus, three intensity scales"),
+    "hospitals-scanners": ("Scanners made to differ", "hippocampus, `scanners: {set: strong}`"),
+    "hospitals-skew-0.1": ("Very unlike shares of a class", "PneumoniaMNIST, Dirichlet(0.1)"),
+    "hospitals-skew-0.5": ("Unlike shares of a class", "PneumoniaMNIST, Dirichlet(0.5)"),
+    "hospitals-vessels": ("Few patients", "retinal vessels, four to five children a hospital"),
 }
-"""Study -> title, the metric that is shown, and what the hospitals are."""
+"""Study -> title, and what the hospitals are."""
+
+SKEWED = ("hospitals-skew-0.1", "hospitals-skew-0.5")
+"""Many hospitals have patients of one class only: balanced accuracy says something of all patients together only."""
+
+
+def metrics_of(study: str) -> tuple[str, str]:
+    """What is shown of single hospitals, and of all patients together."""
+    return ("accuracy", "balanced_accuracy") if study in SKEWED else ("dice", "dice")
 
 
 def rows() -> list[tuple[str, str, int]]:
@@ -93,8 +101,8 @@ def collect(runs: Path) -> dict[str, Any]:
     for study, method, seed in rows():
         out = runs / study / folder_of(method, seed)
         if (out / "evaluations.json").exists():
-            metric = STUDIES[study][1]
-            for name, values in _values(json.loads((out / "evaluations.json").read_text()), method, metric).items():
+            evaluations = json.loads((out / "evaluations.json").read_text())
+            for name, values in _values(evaluations, method, *metrics_of(study)).items():
                 found.setdefault(study, {}).setdefault(name, {})[str(seed)] = values
         elif row := failure(out):
             found.setdefault(study, {}).setdefault(method, {})[str(seed)] = row
@@ -118,7 +126,7 @@ def _validated(runs: Path, study: str, method: str) -> float:
     return statistics.fmean(values)
 
 
-def _values(evaluations: Row, method: str, metric: str) -> dict[str, Any]:
+def _values(evaluations: Row, method: str, at_hospitals: str, over_all: str) -> dict[str, Any]:
     """The rows of the table that one run brings: by hospital, and over all patients with its interval and n."""
     models = evaluations["models"]
     sites = [site for site in models["federated"] if site != "all"]
@@ -129,8 +137,8 @@ def _values(evaluations: Row, method: str, metric: str) -> dict[str, Any]:
     found = {}
     for name, of in shown.items():
         one_model = "all" in of and method not in OWN_MODELS
-        everybody = {key: of["all"][metric][key] for key in ("value", "low", "high", "n")} if one_model else None
-        by_hospital = {site: of[site][metric]["value"] for site in sites if site in of}
+        everybody = {key: of["all"][over_all][key] for key in ("value", "low", "high", "n")} if one_model else None
+        by_hospital = {site: of[site][at_hospitals]["value"] for site in sites if site in of}
         found[name] = rounded({"hospitals": by_hospital, "all": everybody})
     return found
 
@@ -138,12 +146,12 @@ def _values(evaluations: Row, method: str, metric: str) -> dict[str, Any]:
 def section(numbers: Mapping[str, Any], jobs: Mapping[str, Any]) -> str:
     """The part of the page, from what `collect` gave and the jobs by study."""
     parts = [_HEAD]
-    for study, (title, metric, about) in STUDIES.items():
+    for study, (title, about) in STUDIES.items():
         if study in numbers:
             parts += [
                 f"## {title}",
                 f"{about[0].upper()}{about[1:]}. {_budget(jobs[study])}",
-                _table(numbers[study], metric),
+                _table(numbers[study], study in SKEWED),
             ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -159,9 +167,13 @@ that is best on the validation patients of all seeds, or {SERVER_RATES[0]:g} whe
 *Mean of hospitals* is the mean over hospitals and seeds, ± the standard deviation over seeds; *worst hospital* the mean
 over seeds of the worst. *All patients* is the first seed's value over the test patients of all hospitals, with its 95 %
 bootstrap interval over patients. *Against FedAvg* is the mean of hospitals minus that of FedAvg, paired by seed, with
-the 95 % t interval over {len(SEEDS)} seeds: bold where it does not hold 0. A hospital where the metric has no value
-(one class only) is in no mean. Ditto is judged by each hospital's own model, and so is Local; with FedBN, hospitals
-have normalisation of their own: these have no value over all patients, where to know the hospital is half the answer.
+the 95 % t interval over {len(SEEDS)} seeds: bold where it does not hold 0. Ditto is judged by each hospital's own
+model, and so is Local; with FedBN, hospitals have normalisation of their own: these have no value over all patients,
+where to know the hospital is half the answer.
+
+Where shares of a class are unlike, many hospitals have test patients of one class only: accuracy is high there for who
+always says that class, and balanced accuracy means something over all patients only. So there hospitals are shown by
+accuracy, and methods compared by balanced accuracy over all patients, the mean over seeds.
 
 The two tables of unlike shares of a class were run twice: with batch norm and momentum .9, five of 42 runs diverged.
 Network and rate were then changed, looking at validation patients of another seed; but the test values of the first
@@ -178,41 +190,56 @@ def _budget(job: Row) -> str:
     )
 
 
-def _table(of: Mapping[str, Any], metric: str) -> str:
-    label = {"dice": "Dice", "balanced_accuracy": "balanced accuracy"}[metric]
-    lines = [
-        f"| {label} | mean of hospitals | worst hospital | all patients | against FedAvg |",
-        "|---|---|---|---|---|",
-    ]
-    gains, failures = {}, []
+def _table(of: Mapping[str, Any], skewed: bool) -> str:
+    head = "| Dice | mean of hospitals | worst hospital | all patients | against FedAvg |"
+    if skewed:
+        head = "| | accuracy, mean of hospitals | worst hospital | balanced accuracy, all patients | against FedAvg |"
+    lines, gains, failures = [head, "|---|---|---|---|---|"], {}, []
     for name in (name for name in SHOWN if name in of):
         done = {seed: values for seed, values in of[name].items() if "failed" not in values}
         failures += [f"{name}, seed {s}, failed: {v['failed']}" for s, v in of[name].items() if "failed" in v]
         if not done:
             continue
-        means = {seed: _mean(values) for seed, values in done.items()}
-        worst = statistics.fmean(
-            min(v for v in values["hospitals"].values() if v is not None) for values in done.values()
-        )
-        spread = f" ± {statistics.stdev(means.values()):.3f}" if len(means) > 1 else ""
-        first = next(iter(done.values()))["all"]
-        everybody = f"{first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}], n = {first['n']}" if first else ""
-        gain = _gain(of, name, means)
-        gains[name] = gain
-        rate = f", server's rate {next(iter(done.values()))['server_rate']:g}" if name == ADAM else ""
-        mean = f"{statistics.fmean(means.values()):.3f}{spread}"
-        lines.append(f"| {name}{rate} | {mean} | {worst:.3f} | {everybody} | {_shown(gain)} |")
+        worst = statistics.fmean(min(values["hospitals"].values()) for values in done.values())
+        first = next(iter(done.values()))
+        everybody = _interval(first["all"]) if first["all"] else ""
+        if everybody and skewed:
+            everybody = f"{_over_seeds([values['all']['value'] for values in done.values()])}; seed 1: {everybody}"
+        gains[name] = _gain(of, name, skewed)
+        rate = f", server's rate {first['server_rate']:g}" if name == ADAM else ""
+        mean = _over_seeds([_mean(values) for values in done.values()])
+        lines.append(f"| {name}{rate} | {mean} | {worst:.3f} | {everybody} | {_shown(gains[name])} |")
     return "\n".join([*lines, "", _words(gains), *failures])
 
 
+def _over_seeds(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def _interval(row: Row) -> str:
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {row['n']}"
+
+
 def _mean(values: Row) -> float:
-    return statistics.fmean(value for value in values["hospitals"].values() if value is not None)
+    return statistics.fmean(values["hospitals"].values())
 
 
-def _gain(of: Mapping[str, Any], name: str, means: Mapping[str, float]) -> tuple[float, float] | None:
+def _score(values: Row, skewed: bool) -> float | None:
+    """What methods are compared by; None where hospitals have a model each, of which it says nothing."""
+    if not skewed:
+        return _mean(values)
+    score: float | None = values["all"] and values["all"]["value"]
+    return score
+
+
+def _gain(of: Mapping[str, Any], name: str, skewed: bool) -> tuple[float, float] | None:
     """Mean and half of the 95 % interval of the difference from the reference; None for the reference itself."""
-    theirs = {seed: _mean(v) for seed, v in of.get(REFERENCE, {}).items() if "failed" not in v}
-    gaps = [means[seed] - theirs[seed] for seed in means if seed in theirs]
+    ours, theirs = (
+        {seed: score for seed, v in of.get(row, {}).items() if "failed" not in v and (score := _score(v, skewed))}
+        for row in (name, REFERENCE)
+    )
+    gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if name == REFERENCE or len(gaps) < 2:
         return None
     half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
