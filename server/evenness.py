@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.judgement import FEDERATED, LOCAL, differences_by_hospital
+from server.judgement import FEDERATED, LOCAL, differences_by_hospital, differs_by_hospital, rows_over_all
 from shared_models.job import Job
 from shared_models.subgroups import PREFIX, Group, groups_of, sums_of
 from shared_models.tasks import Sums, Task, task_of
@@ -82,13 +82,10 @@ def _row(
     if not cells:
         return row | {"federated-local": {}}
     total = pooled(list(cells.values()))
-    patients, counts = int(total["patients"][0]), task.counts(total)
-    metrics = {
-        name: {**asdict(interval(values, patients)), "n": counts[name]} for name, values in task.metrics(total).items()
-    }
+    metrics = rows_over_all(task, cells, differs_by_hospital(job, FEDERATED))
     theirs = {site: sums_of(number, own[site]) for site in cells if site in own}
     differences = differences_by_hospital(task, cells, theirs).get("all", {})
-    row |= {"patients": patients, "cases": int(total["cases"][0]), "metrics": metrics}
+    row |= {"patients": int(total["patients"][0]), "cases": int(total["cases"][0]), "metrics": metrics}
     return row | {"federated-local": differences}
 
 

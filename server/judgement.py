@@ -152,8 +152,8 @@ def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
         "metrics": task.metric_info(),
         "models": {model: _values(task, by_site, apart[model]) for model, by_site in sums.items()},
         # Of one model for all hospitals: what it can be held by against models that differ by hospital.
-        "ranked_apart": {
-            model: _rows_apart(task, by_site) for model, by_site in sums.items() if by_site and not apart[model]
+        "mean_over_hospitals": {
+            model: _rows_of_means(task, by_site) for model, by_site in sums.items() if by_site and not apart[model]
         },
         "differences": _differences(task, sums, own, apart),
         "curves": {model: {"all": _curves(task, by_site, apart[model])} for model, by_site in sums.items() if by_site},
@@ -169,44 +169,54 @@ def _values(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, A
     """Hospital, or `all`, -> metric -> its value, interval and the number of cases behind it.
 
     Args:
-        apart: the hospitals have a model each, whose scores are ranked within each hospital.
+        apart: the hospitals have a model each.
     """
-    result = {
-        site: _rows(task.metrics(total), task.counts(total), total["patients"][0])
-        for site, total in with_all(by_site).items()
-    }
-    if apart and by_site:
-        result["all"] |= _rows_apart(task, by_site)
-    return result
+    rows = {site: rows_over_all(task, {site: sums}, apart=False) for site, sums in by_site.items()}
+    return {**rows, "all": rows_over_all(task, by_site, apart)} if by_site else {}
 
 
-def _rows_apart(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
-    """`_ranked_apart` with intervals, and the cases of the hospitals that it is the mean over."""
+def rows_over_all(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, Any]:
+    """Metric -> its value over these hospitals, interval and the number of cases behind it.
+
+    Args:
+        apart: the hospitals have a model each.
+    """
+    total = with_all(by_site)["all"]
+    rows = _rows(task.metrics(total), task.counts(total), by_site)
+    return rows | _rows_of_means(task, by_site) if apart else rows
+
+
+def _rows_of_means(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
+    """`_mean_over_hospitals` with intervals, and the cases of the hospitals that it is the mean over."""
     counts = [task.counts(sums) for sums in by_site.values()]
     summed = {name: sum(count[name] for count in counts) for name in counts[0]}
-    return _rows(_ranked_apart(task, by_site), summed, sum(sums["patients"][0] for sums in by_site.values()))
+    return _rows(_mean_over_hospitals(task, by_site), summed, by_site)
 
 
-def _rows(metrics: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int], patients: float) -> dict[str, Any]:
-    return {name: {**asdict(interval(row, float(patients))), "n": counts[name]} for name, row in metrics.items()}
+def _rows(
+    metrics: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int], by_site: Mapping[str, Sums]
+) -> dict[str, Any]:
+    patients = _patients(by_site)
+    return {name: {**asdict(interval(row, patients)), "n": counts[name]} for name, row in metrics.items()}
+
+
+def _patients(by_site: Mapping[str, Sums]) -> list[float]:
+    """How many each hospital draws from."""
+    return [float(sums["patients"][0]) for sums in by_site.values()]
 
 
 def _over_all(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, NDArray[np.float64]]:
-    """Metrics of all hospitals' patients together, but for rankings of the scores of models that differ by hospital."""
+    """Metrics of all hospitals' patients together; of models that differ by hospital, some are means over hospitals."""
     metrics = task.metrics(with_all(by_site)["all"])
-    return metrics | _ranked_apart(task, by_site) if apart else metrics
+    return metrics | _mean_over_hospitals(task, by_site) if apart else metrics
 
 
-def _ranked_apart(task: Task, by_site: Mapping[str, Sums]) -> dict[str, NDArray[np.float64]]:
-    """Metrics that rank cases, as the plain mean over the hospitals where they are defined.
-
-    A ranking of the scores of different models together would reward a model that only knows which hospital it stands
-    in.
-    """
+def _mean_over_hospitals(task: Task, by_site: Mapping[str, Sums]) -> dict[str, NDArray[np.float64]]:
+    """Metrics across classes, as the plain mean over the hospitals where they are defined."""
     rows: dict[str, list[NDArray[np.float64]]] = {}
     for sums in by_site.values():
         for name, row in task.metrics(sums).items():
-            if name.split("/")[0] in task.ranking:
+            if name.split("/")[0] in task.across_classes:
                 rows.setdefault(name, []).append(row)
     defined = {name: [row for row in found if np.isfinite(row[0])] for name, found in rows.items()}
     return {name: np.mean(defined[name] or found[:1], axis=0) for name, found in rows.items()}
@@ -264,7 +274,8 @@ def differences_by_hospital(task: Task, ours: Mapping[str, Sums], theirs: Mappin
             if np.isfinite(values[0]):
                 gaps.setdefault(name, []).append(values)
     if gaps and theirs.keys() == ours.keys():
-        result["all"] = {name: asdict(interval(np.mean(values, axis=0))) for name, values in gaps.items()}
+        drawn = {name: np.mean(values, axis=0) for name, values in gaps.items()}
+        result["all"] = {name: asdict(interval(values, _patients(ours))) for name, values in drawn.items()}
     return result
 
 
@@ -273,7 +284,7 @@ def _of_one_model(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sum
     ours_all, theirs_all = with_all(ours), with_all(theirs)
     result = {}
     for site in (site for site in ours_all if site in theirs_all and (site != "all" or ours.keys() == theirs.keys())):
-        other, patients = task.metrics(theirs_all[site]), float(ours_all[site]["patients"][0])
+        other, patients = task.metrics(theirs_all[site]), _patients(ours if site == "all" else {site: ours[site]})
         result[site] = {
             name: asdict(difference(values, other[name], patients))
             for name, values in task.metrics(ours_all[site]).items()

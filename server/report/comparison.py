@@ -37,9 +37,9 @@ class ReadRun:
     report: Row
     model: str
     metric: str
-    ranked_apart: bool = False
-    """Whether the metric ranks cases, and of the runs in the table some have a model that differs by hospital: such
-    scores are not ranked together, and every run's value over all is the mean over the hospitals."""
+    mean_over_hospitals: bool = False
+    """Whether every run's value over all is the mean over the hospitals: the metric is one across classes, and of the
+    runs in the table some have a model that differs by hospital."""
 
     @property
     def differs(self) -> bool:
@@ -56,8 +56,8 @@ class ReadRun:
         """Hospital (and "all") -> the metric of the model there."""
         by_hospital = self.report["models"][self.model]
         rows = {name: metrics[self.metric] for name, metrics in by_hospital.items() if self.metric in metrics}
-        if self.ranked_apart and not self.differs:
-            rows["all"] = _ranked_apart(self)[self.model][self.metric]
+        if self.mean_over_hospitals and not self.differs:
+            rows["all"] = _mean_over_hospitals(self)[self.model][self.metric]
         return rows
 
     @cached_property
@@ -68,7 +68,7 @@ class ReadRun:
         told = self.rows.get("all", {}).get("value")
         if not cases or told is None:
             return None
-        if not self.ranked_apart:
+        if not self.mean_over_hospitals:
             cases = [sorted((record for records in cases for record in records), key=lambda record: record.case)]
         found = tests.value_of(task_of(self.record.job), self.metric, cases)
         return cases if abs(found - told) <= tests.AGREES * max(abs(told), tests.AGREES) else None
@@ -81,7 +81,7 @@ class ReadRun:
             if self.metric in metrics
         }
         overall: Row | None = rows.pop("all", None)
-        if overall and self.ranked_apart and not self.differs and other == "pooled":
+        if overall and self.mean_over_hospitals and not self.differs and other == "pooled":
             # The run has it of one ranking of all patients; its interval is not on record.
             values = [row["value"] for row in rows.values() if row["value"] is not None]
             return {"value": statistics.fmean(values) if values else None, "low": None, "high": None}
@@ -170,7 +170,7 @@ def compare_runs(
         "split": first.report["split"],
         "model": model,
         "metric": first.metric,
-        "ranked_apart": first.ranked_apart,
+        "mean_over_hospitals": first.mean_over_hospitals,
         **{key: first.report["metrics"][first.metric][key] for key in ("label", "larger_is_better", "digits")},
         "methods": rows,
         "tests": _tests(methods, first.metric, first.report["metrics"][first.metric]["larger_is_better"]),
@@ -196,18 +196,18 @@ def _readable(folders: Sequence[Path], metric: str | None, model: str) -> tuple[
             runs.append(run)
     if not runs:
         raise BadInput("\n".join(f"{row['run']} cannot be compared: {row['why']}" for row in missing))
-    ranks = runs[0].metric.split("/")[0] in task_of(runs[0].record.job).ranking
-    if not ranks or not any(run.differs for run in runs):
+    across_classes = runs[0].metric.split("/")[0] in task_of(runs[0].record.job).across_classes
+    if not across_classes or not any(run.differs for run in runs):
         return runs, missing
-    unlike = {run.name for run in runs if not run.differs and run.model not in _ranked_apart(run)}
+    unlike = {run.name for run in runs if not run.differs and run.model not in _mean_over_hospitals(run)}
     why = "another version judged it, and said nothing of the mean over the hospitals, which counts here: run it again"
     missing += [{"run": name, "why": why} for name in sorted(unlike)]
-    return [replace(run, ranked_apart=True) for run in runs if run.name not in unlike], missing
+    return [replace(run, mean_over_hospitals=True) for run in runs if run.name not in unlike], missing
 
 
-def _ranked_apart(run: ReadRun) -> Row:
-    """Model -> ranking metric -> its mean over the hospitals, of models that do not differ by hospital."""
-    found: Row = (run.record.evaluations or {}).get("ranked_apart", {})
+def _mean_over_hospitals(run: ReadRun) -> Row:
+    """Model -> metric across classes -> its mean over the hospitals, of models that do not differ by hospital."""
+    found: Row = (run.record.evaluations or {}).get("mean_over_hospitals", {})
     return found
 
 

@@ -37,7 +37,7 @@ def answer(comparison: Row) -> list[str]:
     value = f"{comparison['label']} {fixed(best['value'], digits)} ({', '.join(facts)})"
     if len(comparison["methods"]) == 1:
         alone = f"{value}; there is one method only, and nothing to test it against."
-        return [alone, *_about_ranking(comparison), *_missing(comparison)]
+        return [alone, *_about_means(comparison), *_missing(comparison)]
     sentences = [f"{best['label']} has the best {value}."]
     reference = comparison["methods"][0]["label"]
     for word, text in (
@@ -49,17 +49,17 @@ def answer(comparison: Row) -> list[str]:
         names = [test["method"] for test in comparison["tests"] if test["verdict"] == word]
         if names:
             sentences.append(text.format(reference, listed(names)))
-    about = (_about_ranking, _about_few_patients, _about_hospitals, _about_seeds, _missing)
+    about = (_about_means, _about_few_patients, _about_hospitals, _about_seeds, _missing)
     return sentences + [sentence for say in about for sentence in say(comparison)]
 
 
-def _about_ranking(comparison: Row) -> list[str]:
-    """What the value over all is where models that differ by hospital are ranked."""
-    if not comparison["ranked_apart"]:
+def _about_means(comparison: Row) -> list[str]:
+    """What the value over all is where models differ by hospital."""
+    if not comparison["mean_over_hospitals"]:
         return []
     return [
         f"Here {comparison['label']} over all is the mean over the hospitals: where each has a model of its own, as "
-        "with layers that stay at home, scores are not ranked together."
+        "with layers that stay at home, all patients together would reward a model for knowing its hospital."
     ]
 
 

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 Array = NDArray[np.float64]
 Groups = Sequence[Sequence[CaseRecord]]
 """A model's cases: those of one group are judged together, and the value is the mean over the groups. There is one
-group, but for rankings of the scores of models that differ by hospital: then every hospital is one."""
+group, but for metrics across classes of models that differ by hospital: then every hospital is one."""
 
 REPLICATES = 1000
 BLOCK = 100  # replicates at a time: bounded memory, however many patients there are

@@ -34,7 +34,7 @@ class Anomaly(Task):
     A record's `values`: "error", [mean squared error], and "label", [index].
     """
 
-    ranking = ("auroc", "average_precision")
+    across_classes = ("auroc", "average_precision")
     judged_together = 16
 
     def __init__(self, section: AnomalyTask) -> None:

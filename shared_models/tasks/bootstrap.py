@@ -15,6 +15,8 @@ import numpy as np
 from shared_models.errors import BadInput
 
 UNDEFINED_TOLERATED = 0.05
+ALONE_TOLERATED = 0.5
+"""Of the patients, the share that may be the only ones of their hospital."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,25 @@ def pooled(sums_by_site: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarra
     return total
 
 
-def interval(values: np.ndarray, patients: float | None = None) -> Interval:
+def interval(values: np.ndarray, patients: float | Sequence[float] | None = None) -> Interval:
     """Row 0 with the percentile interval (2.5 % to 97.5 %) of the other rows.
 
-    No bounds are given when more than 5 % of the replicates are undefined, nor, where `patients` (how many stand
-    behind the values) is known, for a single patient: resampling one patient would show a certainty that is not there.
+    No bounds are given when more than 5 % of the replicates are undefined. Nor are they where more than half of the
+    patients are the only ones of their hospital: each hospital draws from its own, and one that has a single patient
+    always draws that one, which would show a certainty that is not there. Where fewer are alone, the interval is still
+    somewhat too narrow.
+
+    Args:
+        patients: how many stand behind the values, at each hospital where there are several; None where that is not
+            known, and then not looked at.
     """
     value, drawn = values[0], values[1:]
     if not np.isfinite(value):
         return Interval(None, None, None, "undefined: no case, or no case of the class, that the metric needs")
     if len(drawn) == 0:
         return Interval(float(value), None, None, "no interval: no bootstrap replicates were asked for")
-    if patients is not None and patients < 2:
-        return Interval(float(value), None, None, "no interval: one patient only")
+    if patients is not None and (why := _too_few_to_draw_from(np.atleast_1d(np.asarray(patients, dtype=float)))):
+        return Interval(float(value), None, None, why)
     finite = drawn[np.isfinite(drawn)]
     undefined = len(drawn) - len(finite)
     if undefined > UNDEFINED_TOLERATED * len(drawn):
@@ -84,7 +92,17 @@ def interval(values: np.ndarray, patients: float | None = None) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def difference(values_a: np.ndarray, values_b: np.ndarray, patients: float | None = None) -> Interval:
+def _too_few_to_draw_from(patients: np.ndarray) -> str | None:
+    """Why resampling these patients, of each hospital, says nothing of chance; None where it does."""
+    alone, everybody = int((patients == 1).sum()), int(patients.sum())
+    if everybody < 2:
+        return "no interval: one patient only"
+    if alone > ALONE_TOLERATED * everybody:
+        return f"no interval: {alone} of {everybody} patients are the only ones of their hospital"
+    return None
+
+
+def difference(values_a: np.ndarray, values_b: np.ndarray, patients: float | Sequence[float] | None = None) -> Interval:
     """The interval of a - b, paired by replicate. Raises BadInput when the numbers of replicates differ."""
     if values_a.shape != values_b.shape:
         raise BadInput(

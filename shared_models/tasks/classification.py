@@ -32,7 +32,7 @@ class Classification(Task):
     A record's `values`: "probabilities", one per class, and "label": [index] (single_label), or 0 or 1 per class.
     """
 
-    ranking = ("auroc", "average_precision")
+    across_classes = ("auroc", "average_precision", "balanced_accuracy")
     judged_together = 64  # bounded memory, and few enough Python steps
 
     def __init__(self, section: ClassificationTask) -> None:
@@ -171,7 +171,9 @@ class Classification(Task):
         recall = ratio(right, confusion.sum(axis=-1))
         accuracy = ratio(right.sum(axis=-1), confusion.sum(axis=(-2, -1)))
         if self.single:
-            return mean_of_defined(recall), accuracy
+            # Of patients of one class, it would be high for who always says that class.
+            several = np.isfinite(recall[0]).sum() > 1
+            return mean_of_defined(recall) if several else np.full(len(recall), np.nan), accuracy
         # A finding that all cases have, or none, has no balanced accuracy: nan in one recall makes it nan.
         return mean_of_defined(recall.mean(axis=-1)), accuracy.mean(axis=-1)
 

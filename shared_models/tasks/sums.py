@@ -33,6 +33,10 @@ def ratio(total: np.ndarray, number: np.ndarray) -> np.ndarray:
 
 
 def mean_of_defined(by_class: np.ndarray) -> np.ndarray:
-    """Mean over the classes (last axis) that are not nan, as a class that no case has is; nan if none is defined."""
-    defined = np.isfinite(by_class)
-    return ratio(np.where(defined, by_class, 0.0).sum(axis=-1), defined.sum(axis=-1))
+    """Mean over the classes that are defined in row 0, the data as they are: (replicates, classes) -> (replicates,).
+
+    A class that no case has is left out. A replicate without the few cases of a class that the data do have is
+    undefined, too: the mean over its other classes is another number, and would jump.
+    """
+    of_data = by_class[:, np.isfinite(by_class[0])]
+    return ratio(of_data.sum(axis=1), np.full(len(of_data), of_data.shape[1]))

@@ -68,8 +68,9 @@ class Task(ABC):
     mixes_labels: ClassVar[bool] = False
     """Whether every training batch holds the entries of the label column in their proportions, not by chance."""
 
-    ranking: ClassVar[tuple[str, ...]] = ()
-    """Metrics that rank cases by what the network gave: of one model over all hospitals, not of several models."""
+    across_classes: ClassVar[tuple[str, ...]] = ()
+    """Metrics that hold cases of one class against those of others. Where hospitals have a model each, they are no
+    metrics of all patients together: these would reward a model that only knows which hospital it stands in."""
 
     def loss(self, outputs: Any, label: Tensor) -> Tensor:
         """Mean over the batch, a float32 scalar.

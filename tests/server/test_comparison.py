@@ -48,8 +48,8 @@ def test_a_parameter_of_one_algorithm_is_in_the_label_where_it_tells_runs_apart(
     stronger = {"algorithm": {"name": "fedprox", "mu": 0.1}}
     assert names_of({}, FEDPROX, stronger) == [
         "algorithm.name=fedavg",
-        "algorithm.name=fedprox, algorithm.mu=0.01",
-        "algorithm.name=fedprox, algorithm.mu=0.1",
+        "algorithm.name=fedprox (mu=0.01)",
+        "algorithm.name=fedprox (mu=0.1)",
     ]
 
 
@@ -63,6 +63,29 @@ def test_keys_with_the_same_end_are_told_apart():
     assert labels(differing([one, other]))[0] == (
         "server_optimizer.name=adam, training.optimizer.name=sgd, a.optimizer.name=x"
     )
+
+
+def test_a_hospital_in_a_key_keeps_what_is_done_at_it():
+    noisy = {"simulation.faulty.hospital-2.kind": "noise", "simulation.faulty.hospital-2.scale": 2.0}
+    flipped = {"simulation.faulty.hospital-2.kind": "flip"}
+    assert labels([noisy, flipped]) == ["faulty.hospital-2.kind=noise (scale=2.0)", "faulty.hospital-2.kind=flip"]
+
+
+def test_a_null_is_in_the_label_only_where_nothing_else_tells_the_runs_apart():
+    assert labels([{"model.normalisation": "batch"}, {"model.normalisation": None}]) == [
+        "model.normalisation=batch",
+        "model.normalisation=null",
+    ]
+    one = {"model.normalisation": "batch", "federation.rounds": 3}
+    assert labels([one, {"model.normalisation": None, "federation.rounds": 5}])[1] == "federation.rounds=5"
+
+
+def test_the_label_of_runs_that_are_all_unlike_stays_short_and_its_own():
+    jobs = [{f"data.key_{place}": value + place for place in range(9)} for value in (0, 10)]
+    shown = ["data.key_0=0, data.key_1=1, data.key_2=2, data.key_3=3, data.key_4=4, 4 more settings"]
+    assert labels(jobs)[:1] == shown and labels(jobs)[1].startswith("data.key_0=10, ")
+    in_the_rest = labels([jobs[0], jobs[0] | {"data.key_8": 80}])
+    assert in_the_rest[0].endswith("data.key_8=8") and in_the_rest[1].endswith("data.key_8=80")
 
 
 def test_a_key_that_only_some_jobs_have_tells_them_apart_where_nothing_else_does():
@@ -251,14 +274,14 @@ def test_one_model_beside_models_with_layers_at_home_is_ranked_within_hospitals_
     (test,) = comparison["tests"]
     assert test["patients"]["difference"] == test["seeds"]["difference"] == 0
     # A mean over cases is the same thing however models are spread.
-    assert not compare_runs(runs, metric="accuracy")["ranked_apart"]
+    assert not compare_runs(runs, metric="accuracy")["mean_over_hospitals"]
 
 
 def test_a_run_that_lacks_the_mean_over_the_hospitals_is_left_out(tmp_path: Path):
     cases = class_cases(known_by_hospital())
     old = finished(tmp_path / "a", variant("classification"), cases)
     found = json.loads((old / "evaluations.json").read_text())
-    del found["ranked_apart"]
+    del found["mean_over_hospitals"]
     (old / "evaluations.json").write_text(json.dumps(found))
     new = finished(tmp_path / "b", variant("classification", algorithm={"name": "fedbn"}), cases)
     (left_out,) = compare_runs([old, new], metric="auroc")["left_out"]

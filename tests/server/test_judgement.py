@@ -5,10 +5,12 @@ import pytest
 
 from server import judgement
 from server.checkpoint import RunState
+from server.evenness import subgroups
 from server.events import EventLog, read_events
 from server.judgement import judge, undefined
 from server.participation import Site
 from shared_models.job import Job
+from shared_models.subgroups import PREFIX
 from shared_models.tasks import CaseRecord, task_of
 from shared_models.tasks.bootstrap import replicate_weights
 
@@ -120,8 +122,26 @@ def test_layers_at_home_earn_nothing_by_telling_the_hospital(changes):
     assert found["all"]["auroc"]["low"] < 0.5 < found["all"]["auroc"]["high"] and found["all"]["auroc"]["n"] == 180
     assert found["all"]["average_precision/ill"] != together["models"]["federated"]["all"]["average_precision/ill"]
     assert found["all"]["brier"] == together["models"]["federated"]["all"]["brier"]  # a mean over cases
+    balanced = np.mean([value(found[site]["balanced_accuracy"]) for site in "abc"])
+    assert value(found["all"]["balanced_accuracy"]) == pytest.approx(balanced, abs=1e-6) and balanced < 0.6
+    assert value(together["models"]["federated"]["all"]["balanced_accuracy"]) > 0.65
     # What a model of all hospitals can be held by against it.
-    assert together["ranked_apart"]["federated"]["auroc"] == found["all"]["auroc"] and not apart["ranked_apart"]
+    of_one_model = together["mean_over_hospitals"]["federated"]
+    assert of_one_model["auroc"] == found["all"]["auroc"] and not apart["mean_over_hospitals"]
+
+
+def test_nor_do_they_in_a_group_of_patients():
+    def found(changes):
+        women = job({**changes, "evaluation": {"bootstrap": 50, "subgroups": {"sex": ["F"]}}})
+        by_site = {
+            site: sums | {PREFIX + name: np.stack([row, 0 * row], axis=1) for name, row in sums.items()}
+            for site, sums in noise().items()
+        }
+        return subgroups(women, by_site, {})[0]["metrics"]["auroc"]
+
+    at_home = [task_of(JOB).metrics(sums)["auroc"][0] for sums in noise().values()]
+    assert value(found(ONE_MODEL)) > 0.75
+    assert value(found(AT_HOME[0])) == pytest.approx(np.mean(at_home)) and max(at_home) < 0.7
 
 
 @pytest.mark.parametrize(("other", "name"), [("pooled", "federated-pooled"), ("ensemble", "ensemble-federated")])

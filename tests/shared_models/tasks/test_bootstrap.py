@@ -68,6 +68,25 @@ def test_undefined_value_single_patient_and_no_replicates_say_why():
     assert interval(np.full(101, 0.5), patients=2).low == 0.5
 
 
+@pytest.mark.parametrize(
+    ("patients", "why"),
+    [
+        ([1, 1], "no interval: 2 of 2 patients are the only ones of their hospital"),
+        ([1, 1, 1, 2], "no interval: 3 of 5 patients are the only ones of their hospital"),
+        ([1, 1, 2], None),
+        ([1, 24], None),
+        ([0, 1], "no interval: one patient only"),
+    ],
+)
+def test_hospitals_of_one_patient_each_have_no_interval_together(patients, why):
+    """Each draws from its own patients, so nothing varies where there is one to draw from."""
+    weights = [replicate_weights([f"p{i}" for i in range(count)], 100, seed=0) for count in patients]
+    cases = [np.arange(count) / 10 + place for place, count in enumerate(patients)]
+    total = sum(drawn @ of for drawn, of in zip(weights, cases, strict=True))
+    found = interval(total / sum(patients), patients)
+    assert found.why == why and (found.low is None) == (why is not None)
+
+
 def test_difference_is_paired_by_replicate():
     a = np.random.default_rng(0).normal(size=501)
     result = difference(a + 0.25, a)

@@ -223,6 +223,32 @@ def test_class_that_no_case_has_is_left_out_of_the_mean():
     assert "k2" not in MULTI_CLASS.curves(sums)["roc"]
 
 
+@pytest.mark.parametrize("which", [BINARY, MULTI_CLASS, FINDINGS])
+def test_the_only_case_of_a_class_gives_no_interval_to_a_mean_over_classes(which):
+    """Every third replicate lacks that case, and would have the mean over the other classes."""
+    labels = np.arange(30) % (which.outputs - 1)
+    labels[0] = which.outputs - 1
+    logits = np.random.default_rng(0).normal(size=(30, which.outputs))
+    if which is FINDINGS:
+        labels, probabilities = np.eye(3, dtype=int)[labels], 1 / (1 + np.exp(-logits))
+    else:
+        probabilities = softmax(logits)
+    metrics = which.metrics(
+        which.sums(records_of(probabilities, labels), replicate_weights([f"p{i}" for i in range(30)], 200, seed=0))
+    )
+    for name in ("auroc", "average_precision", "balanced_accuracy"):
+        found = interval(metrics[name], 30)
+        assert found.value is not None and found.low is None and "too few cases of a class" in found.why
+    assert interval(metrics["accuracy"], 30).low is not None
+
+
+def test_patients_of_one_class_have_no_balanced_accuracy():
+    """It would be 1 for who always says that class."""
+    probabilities = np.tile([0.9, 0.1], (12, 1))
+    metrics = BINARY.metrics(BINARY.sums(records_of(probabilities, np.zeros(12, int)), np.ones((3, 12))))
+    assert np.isnan(metrics["balanced_accuracy"]).all() and (metrics["accuracy"] == 1).all()
+
+
 def test_better_model_is_better_with_certainty_although_intervals_overlap():
     probabilities, labels = exclusive(150, 2, strength=1.0)
     generator = np.random.default_rng(1)

@@ -255,6 +255,15 @@ def test_class_that_no_case_has_is_undefined_alone():
     assert interval(metrics["dice/spleen"]).value is None
 
 
+def test_an_organ_that_one_case_has_gives_no_interval_to_the_mean_over_organs():
+    both = square(1) + square(2, start=14, stop=18)
+    records = [judged(square(1), square(1, stop=8 + number % 3), patient=f"p{number}") for number in range(9)]
+    metrics, _ = metrics_of([judged(both, both, patient="p9"), *records], replicates=100)
+    assert interval(metrics["dice/liver"], 10).low is not None
+    found = interval(metrics["dice"], 10)
+    assert found.value is not None and found.low is None and "too few cases of a class" in found.why
+
+
 def test_case_without_any_organ_counts_as_nothing():
     metrics, counts = metrics_of([judged(square(0), square(0))])
     assert np.isnan(metrics["dice"]).all() and counts["dice"] == 0
