@@ -74,6 +74,13 @@ def test_the_median_of_an_odd_and_of_an_even_number_of_sites():
     np.testing.assert_array_equal(even["w"], np.array([5.5, 3.5], np.float32))
 
 
+@pytest.mark.parametrize("count", [24, 25])
+def test_the_median_of_many_sites_is_the_median(count):
+    values = np.random.default_rng(count).normal(size=(count, 3)).astype(np.float32)
+    result, _ = combine({"name": "median"}, [(f"{i:03}", {"w": row}, 1) for i, row in enumerate(values)])
+    np.testing.assert_allclose(result["w"], np.median(values, axis=0), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("trim", "count", "cut"),
     [(0.2, 5, 1), (0.2, 4, 1), (0.2, 6, 2), (0.07, 100, 7), (0.49, 4, 1), (0.01, 3, 1)],
@@ -94,6 +101,7 @@ def test_krum_takes_the_update_with_the_nearest_neighbours():
     result, notes = combine({"name": "krum", "faulty": 1}, updates)
     assert notes["scores"] == {"a": 14, "b": 6, "c": 6, "d": 14, "e": 194, "f": 90**2 + 97**2 + 98**2}
     assert notes["kept"] == ["b"] and result["w"] == [1]  # of two with the same score, the first by name
+    updates = rows([0], [1], [2], [3], [10], [100], weights=[900, 1, 1, 1, 1, 1])  # what is kept counts alike
     result, notes = combine({"name": "krum", "faulty": 1, "keep": 4}, updates)
     assert notes["kept"] == ["a", "b", "c", "d"] and result["w"] == [1.5]
 

@@ -3,15 +3,24 @@
 import numpy as np
 import pytest
 
+from client.policy import steps_per_round
+from client.training import make_optimizers, train_round
 from shared_models.algorithms import Gathered
 from shared_models.algorithms.fednova import path_length
+from shared_models.algorithms.local_round import LocalRound
+from shared_models.weights import TensorInfo
 from tests.shared_models.algorithms.quadratics import (
     CURVATURE,
     OPTIMA,
     RATE,
+    STEPS,
+    Blank,
     Federation,
+    Point,
+    Quadratic,
     fedavg_fixed_point,
     job,
+    loss_of,
     optimum,
 )
 
@@ -78,8 +87,9 @@ def test_scaffold_follows_the_paper_step_by_step():
         np.testing.assert_allclose(federation.round(), x, rtol=1e-4, atol=1e-5)
 
 
-def test_feddyn_follows_the_paper_step_by_step():
-    federation, alpha = Federation(job(FEDDYN)), 1.0
+@pytest.mark.parametrize("alpha", [1.0, 0.4])
+def test_feddyn_follows_the_paper_step_by_step(alpha):
+    federation = Federation(job({"name": "feddyn", "alpha": alpha}))
     theta, h, slopes = np.zeros(3), np.zeros(3), np.zeros((3, 3))
     for _ in range(4):
         ends = []
@@ -125,6 +135,26 @@ def test_fednova_with_unequal_steps_is_unbiased_and_fedavg_is_not():
     assert distance["fednova"] < 0.15
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_fednova_follows_the_papers_equations_with_unequal_steps_and_weights(momentum):
+    """Eq. 11, with a_k as the sum over all steps of how far a constant gradient has moved the site by each of them."""
+    steps, cases = (2, 5, 12), (10, 30, 60)
+    federation, w = Federation(job({"name": "fednova"}, momentum=momentum), steps=steps, cases=cases), np.zeros(3)
+    for _ in range(4):
+        direction, mean_length = np.zeros(3), 0.0
+        for k in range(3):
+            y, velocity, speed, length = w.copy(), np.zeros(3), 0.0, 0.0
+            for _ in range(steps[k]):
+                velocity = momentum * velocity + CURVATURE[k] * (y - OPTIMA[k])
+                y = y - RATE * velocity
+                speed = momentum * speed + 1
+                length += speed
+            direction += cases[k] / 100 * (y - w) / length
+            mean_length += cases[k] / 100 * length
+        w = w + mean_length * direction
+        np.testing.assert_allclose(federation.round(), w, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_the_path_length_is_that_of_sgd_with_a_constant_gradient(momentum):
     velocity = length = 0.0
@@ -141,8 +171,9 @@ def test_qfedavg_with_q_zero_is_the_plain_mean_of_the_sites():
         np.testing.assert_allclose(fair.round(), plain.round(), rtol=1e-6)
 
 
-def test_qfedavg_follows_the_papers_algorithm_2():
-    q, w = 1.0, np.zeros(3)
+@pytest.mark.parametrize("q", [1.0, 2.0])
+def test_qfedavg_follows_the_papers_algorithm_2(q):
+    w = np.zeros(3)
     federation = Federation(job({"name": "qfedavg", "q": q}))
     for _ in range(4):
         numerator, denominator = np.zeros(3), 0.0
@@ -157,12 +188,64 @@ def test_qfedavg_follows_the_papers_algorithm_2():
         np.testing.assert_allclose(federation.round(), w, rtol=1e-3, atol=1e-4)
 
 
+def test_qfedavg_measures_the_loss_of_the_model_as_it_came_in_the_real_local_loop():
+    rules = job({"name": "qfedavg"})
+    network, task = Point(), Quadratic(rules, 1)
+    before = loss_of(1, network).item()
+    local = LocalRound(network, rules, rules.federation.algorithm)
+    train_round(network, make_optimizers(network, rules, task), Blank(7), rules, task, "south", 1, local=local)
+    assert local.initial_loss == pytest.approx(before) and loss_of(1, network).item() < before / 2
+
+
+@pytest.mark.parametrize(("loss", "weight"), [(0.0, 1), (2.0, 4 * 2**16), (1e9, 2**29 - 1)])
+def test_qfedavg_weighs_a_site_by_a_whole_number_that_admission_takes_whatever_its_loss(loss, weight):
+    rules = job({"name": "qfedavg", "q": 2.0})
+    algorithm = rules.federation.algorithm
+    local = LocalRound(Point(), rules, algorithm, learning_rate=RATE, initial_loss=loss)
+    algorithm.begin(local)
+    local.network.w.data += 1
+    sent = algorithm.contribution(local)
+    assert sent.weight == weight
+    assert sent.extra["damping"] == pytest.approx(2 * 3 / (RATE * max(loss, 1e-6)))
+
+
 def test_qfedavg_makes_losses_more_alike():
     def spread(weights: np.ndarray) -> float:
         return float(np.std((0.5 * CURVATURE * (weights - OPTIMA) ** 2).sum(axis=1)))
 
     fair = Federation(job({"name": "qfedavg", "q": 2.0})).run(200)
     assert spread(fair) < spread(Federation(job({"name": "qfedavg", "q": 0.0})).run(200))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddyn", "fednova", "qfedavg"])
+def test_the_server_half_corrects_what_is_trained_and_travels_and_no_running_statistic(name):
+    tensors = [
+        TensorInfo("w", "shared", (1,), "float32", travels=True),
+        TensorInfo("variance", "statistic", (1,), "float32", travels=True),
+        TensorInfo("head", "head", (1,), "float32", travels=False),
+    ]
+    algorithm = job({"name": name}).federation.algorithm
+    current = {"w": np.zeros(1, np.float32), "variance": np.full(1, 4, np.float32)}
+    state = algorithm.initial_state(tensors, ["north", "south"], current)
+    assert state.keys() <= {"control/w", "slope/w"}
+    assert algorithm.extra(tensors).keys() <= {"control/w", "path_length", "damping"}
+    mean = {"w": 1.0, "variance": 2.0, "control/w": 0.5, "path_length": 3.0, "damping": 1.0}
+    mean = {key: np.full(1, value, np.float32) for key, value in mean.items()}
+    target, _ = algorithm.combine(current, state, Gathered(mean, 0.5, ["w"]))
+    assert target["variance"] == 2.0
+    # feddyn: h = 0 - 0.1 * 0.5 * 1, and 1 - h / 0.1; fednova: 3 times the way; qfedavg: half of it.
+    assert target["w"] == pytest.approx({"feddyn": 1.5, "fednova": 3.0, "qfedavg": 0.5}.get(name, 1.0))
+
+
+@pytest.mark.parametrize("algorithm", [SCAFFOLD, FEDDYN])
+def test_the_servers_state_is_still_the_weighted_mean_when_a_hospital_comes_that_it_had_not_met(algorithm):
+    """The newcomer, with 60 of then 100 cases, keeps nothing yet: what it adds to the mean is zero."""
+    known, rules = Federation(job(algorithm), cases=(10, 30, 0)), job(algorithm).federation.algorithm
+    for _ in range(3):
+        known.round((0, 1))
+    (ours,) = rules.grown(known.state, 0.4).values()
+    theirs = sum(n / 100 * next(iter(known.kept[site].values())) for site, n in ((0, 10), (1, 30)))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_cyclic_ends_where_the_last_site_of_the_round_took_it():
@@ -201,5 +284,58 @@ def test_in_a_ring_the_model_of_an_absent_site_goes_on_untrained():
     federation = Federation(job({"name": "ring"}))
     federation.round()
     before = federation.state["site-1/w"]
-    federation.round((0, 2))
+    found = federation.round((0, 2))
     assert federation.state["site-2/w"].tobytes() == before.tobytes()
+    models = [federation.state[f"site-{site}/w"].astype(np.float64) for site in range(3)]
+    np.testing.assert_allclose(found, np.mean(models, axis=0), rtol=1e-6)  # and it counts in the mean
+
+
+# --- ditto: v_k, the site's own model, starts as the site's first round of the global one left that ---
+
+
+def descended(start: np.ndarray, site: int, pull: float = 0.0, towards: np.ndarray | float = 0.0) -> np.ndarray:
+    """Ten steps of v <- v - eta (grad f_k(v) + lambda (v - w))."""
+    for _ in range(10):
+        start = start - RATE * (CURVATURE[site] * (start - OPTIMA[site]) + pull * (start - towards))
+    return start
+
+
+def test_dittos_own_models_follow_the_papers_algorithm_1_beside_federated_averaging():
+    federation, pull = Federation(job({"name": "ditto", "pull": 1.5})), 1.5
+    w, own = np.zeros(3), {}
+    for _ in range(4):
+        ends = [descended(w, k) for k in range(3)]
+        own = {k: descended(own.get(k, ends[k]), k, pull, w) for k in range(3)}  # towards w^t, as the round began
+        w = np.mean(ends, axis=0)
+        np.testing.assert_allclose(federation.round(), w, rtol=1e-4, atol=1e-5)
+        for k in range(3):
+            np.testing.assert_allclose(federation.personal[k]["w"], own[k], rtol=1e-4, atol=1e-5)
+
+
+def test_ditto_without_its_pull_is_training_alone():
+    together, alone = (Federation(job({"name": "ditto", "pull": 0.0})) for _ in range(2))
+    v = descended(np.zeros(3), 0)
+    for _ in range(4):
+        together.round()
+        alone.round((0,))
+        v = descended(v, 0)
+        np.testing.assert_allclose(together.personal[0]["w"], v, rtol=1e-4, atol=1e-5)
+        assert together.personal[0]["w"].tobytes() == alone.personal[0]["w"].tobytes()
+
+
+@pytest.mark.parametrize("pull", [0.0, 1.0, 100.0])
+def test_a_site_of_ditto_ends_between_its_own_optimum_and_the_global_model_as_the_pull_says(pull):
+    """At rest a_k (v - b_k) + lambda (v - w) = 0: at b_k without a pull, by w under a large one."""
+    federation = Federation(job({"name": "ditto", "pull": pull}, rate=0.015))
+    w = federation.run(120)
+    for k in range(3):
+        v = federation.personal[k]["w"]
+        between = (CURVATURE[k] * OPTIMA[k] + pull * w) / (CURVATURE[k] + pull)
+        np.testing.assert_allclose(v, between, atol=2e-3)
+        if pull == 100.0:
+            assert np.abs(v - w).max() < 0.1 * np.abs(OPTIMA[k] - w).max()
+
+
+def test_a_hospital_counts_the_steps_of_both_models_of_ditto():
+    assert steps_per_round(job({"name": "fedavg"}), train_cases=10) == STEPS
+    assert steps_per_round(job({"name": "ditto"}), train_cases=10) == 2 * STEPS
