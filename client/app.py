@@ -77,7 +77,7 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
         reply["algorithm"] = to_record(sent.extra)
     personal = _train_personal(local, before.personal, data, task, site.name, number)
     behind = Own(model=own_part, algorithm=sent.kept, personal=personal, round=number)
-    keeps = keep_own(behind, site, last_used, _number(content, "best_round"))
+    keeps = keep_own(behind, site, last_used, _number(content, "best_used"))
     numbers: dict[str, int | float | list[int] | list[float]] = {
         "weight": sent.weight,
         "cases": progress.cases,
@@ -131,7 +131,7 @@ def alone(site: Site, job: Job, content: RecordDict) -> RecordDict:
 def evaluate(site: Site, job: Job, content: RecordDict) -> RecordDict:
     """Judge a model on your patients of a split: metric sums, with those of your own bootstrap replicates."""
     data, task, network = data_of(site, job), task_of(job), network_of(job, site.device)
-    instruction, number = content.config_records["instruction"], _number(content, "round")
+    instruction, last_used = content.config_records["instruction"], _number(content, "last_used")
     variant, model = str(instruction["variant"]), str(instruction["model"])
     split, replicates = str(instruction["split"]), _number(content, "replicates")
     cases = data.cases(split)
@@ -139,9 +139,10 @@ def evaluate(site: Site, job: Job, content: RecordDict) -> RecordDict:
         members = [from_record(record) for _, record in sorted(content.array_records.items())]
         records = judge_ensemble(network, members, data, cases, job, task)
     else:
-        load_own(network, site, job, number)
+        load_own(network, site, job, last_used)
         _load(network, job, content)
-        records = judge_cases(make_variant(variant, network, data, site, job, task, number), data, cases, job, task)
+        made = make_variant(variant, network, data, site, job, task, last_used)
+        records = judge_cases(made, data, cases, job, task)
     if model == KEPT:
         keep_model(network, site, job, variant)
     if split == "test":

@@ -18,6 +18,7 @@ from torch import nn
 
 from client.site import Site
 from shared_models.errors import BadInput
+from shared_models.faults import Fault
 from shared_models.files import whole_file
 from shared_models.job import Job
 from shared_models.weights import Weights, load, own
@@ -41,12 +42,12 @@ class Own:
     """That it is of; 0 before the first."""
 
 
-def keep_own(own: Own, site: Site, last_used: int, best_round: int) -> bool:
+def keep_own(own: Own, site: Site, last_used: int, best_used: int) -> bool:
     """Writes what a site has behind a round, and drops what nobody will ask for again; whether there is anything.
 
     Args:
         last_used: the round that it went on from: whether this one will count, it does not know yet.
-        best_round: of the federation so far, which its last model may be judged with; 0 before the first.
+        best_used: the last one that counted behind the best round so far, whose model is judged in the end; 0 before.
     """
     tensors = {
         prefix + name: array
@@ -65,7 +66,7 @@ def keep_own(own: Own, site: Site, last_used: int, best_round: int) -> bool:
         return max((number for number in kept if number <= last), default=0)
 
     # The one before `last_used` is gone on from if the coordinator's last checkpoint should be damaged.
-    wanted = {own.round, up_to(last_used), up_to(up_to(last_used) - 1), up_to(best_round)}
+    wanted = {own.round, up_to(last_used), up_to(up_to(last_used) - 1), up_to(best_used)}
     for number in kept.keys() - wanted:
         kept[number].unlink(missing_ok=True)
     return True
@@ -88,23 +89,31 @@ def read_own(site: Site, job: Job, round_number: int) -> Own:
     return Own(model, algorithm, personal, max(past))
 
 
-def load_own(network: nn.Module, site: Site, job: Job, round_number: int) -> None:
-    """Writes the site's own part of the model behind a round into the network; nothing where all of it travels.
+def load_own(network: nn.Module, site: Site, job: Job, last_used: int) -> None:
+    """Writes the site's own part of a model that is to be judged into the network; nothing where all of it travels.
+
+    Args:
+        last_used: the last round up to the model's own that an update of the site is in; 0 for none.
 
     Raises:
+        Fault: what it had behind that round is lost: with another round's, the judgement would be of another model.
         BadInput: a file is damaged.
     """
     if _initial(job.canonical_json()):
-        load(network, read_own(site, job, round_number).model, job.federation.share)
+        load(network, _read_exactly(site, job, last_used).model, job.federation.share)
 
 
-def personal_model(site: Site, job: Job, round_number: int) -> Weights | None:
-    """The site's personal model behind a round, whole; None where the algorithm has none.
+def personal_model(site: Site, job: Job, last_used: int) -> Weights | None:
+    """The site's personal model, whole; None where the algorithm has none. Arguments and errors are `load_own`'s."""
+    return _read_exactly(site, job, last_used).personal or None
 
-    Raises:
-        BadInput: a file is damaged.
-    """
-    return read_own(site, job, round_number).personal or None
+
+def _read_exactly(site: Site, job: Job, round_number: int) -> Own:
+    found = read_own(site, job, round_number)
+    if found.round != round_number:
+        text = f"What stays at site {site.name} is gone from {site.own} for round {round_number}."
+        raise Fault(text, "lost", round=round_number)
+    return found
 
 
 def _kept(folder: Path) -> dict[int, Path]:

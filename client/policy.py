@@ -23,9 +23,9 @@ from shared_models.section import Section
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "query.prepare": (),
     "query.statistics": (),
-    "train": ("round", "best_round", "last_used"),
+    "train": ("round", "best_used", "last_used"),
     "train.alone": ("steps",),
-    "evaluate": ("model", "split", "replicates", "round", "variant"),
+    "evaluate": ("model", "split", "replicates", "round", "last_used", "variant"),
 }
 """Every question that a coordinator may ask, with the fields of its order."""
 
@@ -270,7 +270,7 @@ def _fields_refused(policy: Policy, job: Job, question: str, fields: Mapping[str
     rounds = job.federation.rounds
     bounds = {
         "round": (first, rounds),
-        "best_round": (0, rounds),
+        "best_used": (0, rounds),
         "last_used": (0, rounds),
         "steps": (0, steps),
         "replicates": (0, replicates),

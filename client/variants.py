@@ -28,13 +28,13 @@ LARGEST_TEMPERATURE = 100.0
 
 
 def make_variant(
-    variant: str, network: nn.Module, data: SiteData, site: Site, job: Job, task: Task, number: int
+    variant: str, network: nn.Module, data: SiteData, site: Site, job: Job, task: Task, last_used: int
 ) -> nn.Module:
     """What is judged in the place of a network, which may be changed in place.
 
     Args:
         variant: a key of VARIANTS; "" is the network as it is.
-        number: the round that the model is of.
+        last_used: see `load_own`.
 
     Raises:
         Fault: this site cannot make it.
@@ -42,7 +42,7 @@ def make_variant(
     if variant == "fine_tuned":
         fine_tune(network, data, site, job, task)
     elif variant == "personalised":
-        personal = personal_model(site, job, number)
+        personal = personal_model(site, job, last_used)
         if personal is None:
             raise Fault("this site has no personal model: it was in no round yet", "variant", reason="no_personal")
         load(network, personal)

@@ -26,6 +26,8 @@ class Result:
 
     best: Weights
     best_round: int
+    best_used: dict[str, int]
+    """See `RunState.best_used`."""
     sites: dict[str, Site]
     others: dict[str, Site]
 
@@ -93,10 +95,12 @@ def resume(store: CheckpointStore, initial: Weights, events: EventLog) -> RunSta
     return state
 
 
-def best_of(state: RunState, store: CheckpointStore) -> tuple[Weights, int]:
-    """The model of the best round behind the last one, and its number."""
-    best = store.weights_of(state.best_round) if state.best_round not in (None, state.round) else state.weights
-    return best, state.best_round or state.round
+def best_of(state: RunState, store: CheckpointStore) -> tuple[Weights, int, dict[str, int]]:
+    """The model of the best round behind the last one, its number, and `RunState.best_used`."""
+    if state.best_round is None:
+        return state.weights, state.round, state.last_used
+    best = state.weights if state.best_round == state.round else store.weights_of(state.best_round)
+    return best, state.best_round, state.best_used
 
 
 def _finish(
@@ -107,7 +111,7 @@ def _finish(
     sites: dict[str, Site],
     others: dict[str, Site],
 ) -> Result:
-    best, best_round = best_of(state, store)
+    best, best_round, best_used = best_of(state, store)
     for name, weights, number in (("last", state.weights, state.round), ("best", best, best_round)):
         save_weights(
             run_dir / "models" / f"federated-{name}.safetensors",
@@ -116,4 +120,4 @@ def _finish(
             round=number,
             fingerprint=fingerprint(weights),
         )
-    return Result(best, best_round, sites, others)
+    return Result(best, best_round, best_used, sites, others)

@@ -70,8 +70,9 @@ def compare(
         share_local: judge a hospital's own model at every hospital; without, at that hospital only, because real
             hospitals get nobody else's model of one hospital's patients.
     """
-    for name, reason in not_compared.items():
-        events.emit("warning", text=f"not compared with {name}: {reason}")
+    if not_compared:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in not_compared.items())
+        events.emit("warning", text=f"--compare all is without what does not fit this job: {reasons}")
     train_baselines(grid, result, job, comparisons, run_dir, events)
     if "leave_one_out" in comparisons:
         train_without_each(grid, result, job, run_dir, events)
@@ -103,7 +104,7 @@ def compare(
 
 def _models(result: Result, comparisons: Collection[str], run_dir: Path, events: EventLog) -> Iterator[Model]:
     """What is judged at every hospital, one after the other, so that one model is in memory."""
-    yield Model(FEDERATED, result.best, result.best_round)
+    yield Model(FEDERATED, result.best, result.best_round, result.best_used)
     singles = [POOLED] if POOLED in comparisons else []
     local = [LOCAL + site for site in sorted(result.sites)] if "local" in comparisons else []
     for name in [*singles, *local]:
@@ -119,7 +120,7 @@ def _models(result: Result, comparisons: Collection[str], run_dir: Path, events:
             yield Model(ENSEMBLE, members, variant=ENSEMBLE)
     for variant, name in VARIANTS.items():
         if variant in comparisons:
-            yield Model(name, result.best, result.best_round, variant)
+            yield Model(name, result.best, result.best_round, result.best_used, variant)
 
 
 def train_baselines(

@@ -35,7 +35,7 @@ def remember_if_best(
             state.without_better += 1
             _tell_of_absence(state, value, by_hospital, events)
             return False
-    state.best_round, state.without_better = state.round, 0
+    state.best_round, state.best_used, state.without_better = state.round, dict(state.last_used), 0
     # A hospital that is away counts in later comparisons as it did when it was last judged in a best round.
     state.best_by_hospital |= by_hospital
     state.best_value = value if by_hospital.keys() == state.best_by_hospital.keys() else None

@@ -48,6 +48,8 @@ class RunState:
     """What every site counts that the federation has met, whether it is there now or not: its cases, or 1."""
     last_used: dict[str, int] = field(default_factory=dict)
     """By site, the last round that its update is in: what the site had behind that round is what it goes on from."""
+    best_used: dict[str, int] = field(default_factory=dict)
+    """`last_used` as it was behind the best round: what stays at the sites is taken from there when it is judged."""
     best_by_hospital: dict[str, float | None] = field(default_factory=dict)
     """What `best_value` is of at each hospital: in the best round, or in the last best one that it was there for."""
     told_of_absence: bool = False
@@ -82,6 +84,7 @@ class CheckpointStore:
             "without_better": state.without_better,
             "members": state.members,
             "last_used": state.last_used,
+            "best_used": state.best_used,
             "best_by_hospital": state.best_by_hospital,
             "told_of_absence": state.told_of_absence,
             "job_hash": self._job_hash,
@@ -144,6 +147,7 @@ class CheckpointStore:
             without_better=note["without_better"],
             members=note["members"],
             last_used=note["last_used"],
+            best_used=note["best_used"],
             best_by_hospital=note["best_by_hospital"],
             told_of_absence=note["told_of_absence"],
         )

@@ -105,7 +105,7 @@ class Gatherer:
             order = instruction(
                 self._job,
                 round=place[0],
-                best_round=self._state.best_round or 0,
+                best_used=self._state.best_used.get(site.name, 0),
                 last_used=self._state.last_used.get(site.name, 0),
             )
             content = RecordDict({"instruction": order, "weights": starts[site.name]})

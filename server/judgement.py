@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,19 +37,22 @@ class Model:
     Attributes:
         name: in the results.
         weights: those that travel; a list of whole models for an ensemble.
-        round: that it is of: what stays at a site is taken from there. 0 for a baseline, which is whole.
+        round: that it is of; 0 for a baseline.
+        last_used: by site, the last round up to that one that its update is in: what stays at a site is taken from
+            there. A baseline is whole, and has none.
         variant: what the site makes of it first, see `shared_models.comparisons`; "" judges it as it is.
     """
 
     name: str
     weights: Weights | list[Weights]
     round: int = 0
+    last_used: Mapping[str, int] = field(default_factory=dict)
     variant: str = ""
 
 
 def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, events: EventLog) -> None:
     """Judges the global model on every site's validation patients and remembers the best round in the state."""
-    model = Model(f"{FEDERATED}-round", state.weights, state.round)
+    model = Model(f"{FEDERATED}-round", state.weights, state.round, state.last_used)
     sums = collect(grid, sites, job, model, "validation", 0, events)
     if not sums:
         return
@@ -74,13 +77,15 @@ def collect(
     A site that gives none is said in a warning, and is missing from the answer.
     """
     fields = {"model": model.name, "split": split, "replicates": replicates, "round": model.round}
-    content = RecordDict({"instruction": instruction(job, **fields, variant=model.variant)})
     if isinstance(model.weights, list):
-        for number, member in enumerate(model.weights):
-            content[f"weights-{number:04d}"] = to_record(member)
+        records = {f"weights-{number:04d}": to_record(member) for number, member in enumerate(model.weights)}
     else:
-        content["weights"] = to_record(model.weights)
-    requests = {name: (site.node, content) for name, site in sites.items() if site.cases.get(split, 0) > 0}
+        records = {"weights": to_record(model.weights)}
+    requests = {}
+    for name, site in sites.items():
+        if site.cases.get(split, 0) > 0:
+            order = instruction(job, **fields, last_used=model.last_used.get(name, 0), variant=model.variant)
+            requests[name] = (site.node, RecordDict({"instruction": order, **records}))
     shapes = {name: array.shape for name, array in task_of(job).sums([], np.zeros((replicates + 1, 0))).items()}
     sums: dict[str, Sums] = {}
     for reply in ask(grid, requests, MessageType.EVALUATE, job.federation.deadline_seconds):

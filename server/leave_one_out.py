@@ -56,7 +56,7 @@ def _train_without(grid: Grid, name: str, result: Result, job: Job, run_dir: Pat
     sites = {other: site for other, site in result.sites.items() if other != name}
     state = run_rounds(within(grid, name), sites, job, tensors, state, store, inner, gather=lambda needed: None)
     inner.close()
-    weights, best_round = best_of(state, store)
+    weights, best_round, _ = best_of(state, store)
     note = {"model": f"{LEAVE_ONE_OUT}:{name}", **_learnt(folder / "events.jsonl"), "best_round": best_round}
     keep_baseline(run_dir, job, weights, note, events)
 
@@ -101,7 +101,7 @@ def judge_without_each(
             continue
         number, at = read_note(run_dir, f"{LEAVE_ONE_OUT}:{site}")["best_round"], {site: result.sites[site]}
         for name, variant in variants.items():
-            model = Model(name, weights, number, variant)
+            model = Model(name, weights, number, variant=variant)
             sums[name] |= collect(within(grid, site), at, job, model, "test", job.evaluation.bootstrap, events)
     return sums
 

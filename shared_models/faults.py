@@ -76,7 +76,7 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _BETWEEN_TOKENS = re.compile(r"[ ,;()]+")
 
 _WORDS = """
-    a adapted after again alone an and another as asking at baseline best_round bounds can day digits evaluate
+    a adapted after again alone an and another as asking at baseline best_used bounds can day digits evaluate
     federation.algorithm.name federation.rounds federation.statistics fields fine_tuned fingerprint form h here
     hospital's hours images in job key keys last_used least letters lists local model model.name more most name no
     none number of offer on one or other out patients personalised policy policy: query.prepare query.statistics
@@ -94,7 +94,7 @@ RULES = frozenset(
         "protections.noise", "protections.secure_aggregation",
     )]
     + [f"order.{rule}" for rule in (
-        "question", "fields", "round", "best_round", "last_used", "steps", "replicates", "split", "model", "variant",
+        "question", "fields", "round", "best_used", "last_used", "steps", "replicates", "split", "model", "variant",
     )]
 )  # fmt: skip
 """What a refusal may name as the rule that says no."""
@@ -168,6 +168,7 @@ FAULTS: dict[str, _Kind] = {
     # The job and the message
     "diverged": _Kind("its training loss in round {round} is not finite; lower the learning rate", {"round": _count}),
     "variant": _Kind("it cannot judge this variant of the model: {reason}", {"reason": _one_of(NO_VARIANT)}),
+    "lost": _Kind("what it kept at home behind round {round} is lost", {"round": _count}),
     "weights": _Kind("the weights of the message are not of this job's model"),
     "message": _Kind("the message is not in the form of a question that it knows"),
     "version": _Kind(

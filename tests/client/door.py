@@ -32,9 +32,9 @@ SHAPES = {name: array.shape for name, array in WEIGHTS.items()}
 FIRST = next(iter(WEIGHTS))  # of shape (4, 1, 3, 3)
 ASKED = {
     "prepare": ("query.prepare", {}),
-    "train": ("train", {"round": 1, "best_round": 0, "last_used": 0}),
+    "train": ("train", {"round": 1, "best_used": 0, "last_used": 0}),
     "alone": ("train.alone", {"steps": 0}),
-    "evaluate": ("evaluate", {"split": "test", "replicates": 3, "model": "federated", "round": 1, "variant": ""}),
+    "evaluate": ("evaluate", {"split": "test", "replicates": 3, "model": "federated", "round": 1, "last_used": 0, "variant": ""}),
 }
 
 # What must not leave begins with something that no honest reply holds.

@@ -53,7 +53,7 @@ def test_prepare_answers_with_counts(node):
 
 def test_train_answers_with_the_tensors_that_travel_and_numbers_and_nothing_else(node):
     weights = travelling(build(JOB))
-    content = ask(node, "train", weights, round=1, best_round=0, last_used=0)
+    content = ask(node, "train", weights, round=1, best_used=0, last_used=0)
     assert set(content) == {"weights", "numbers"}
     assert set(content["weights"]) == set(weights)
     assert set(content["numbers"]) == {"weight", "cases", "skipped", "steps", "loss", "seconds", "went_on_from"}
@@ -61,7 +61,7 @@ def test_train_answers_with_the_tensors_that_travel_and_numbers_and_nothing_else
 
 
 def test_evaluate_answers_with_sums_that_hold_no_case(node):
-    asked = {"split": "test", "replicates": 10, "model": "federated", "round": 1, "variant": ""}
+    asked = {"split": "test", "replicates": 10, "model": "federated", "round": 1, "last_used": 0, "variant": ""}
     content = ask(node, "evaluate", travelling(build(JOB)), **asked)
     assert set(content) == {"sums"} and isinstance(content["sums"], ArrayRecord)
     sums = from_record(content["sums"])
@@ -75,13 +75,13 @@ def test_the_text_of_an_unforeseen_error_stays_at_the_site(node, monkeypatch):
         raise RuntimeError("/data/patients/Jane Doe 1956.nii")
 
     monkeypatch.setattr(client.app, "data_of", secret)
-    content = ask(node, "train", travelling(build(JOB)), round=1, best_round=0, last_used=0)
+    content = ask(node, "train", travelling(build(JOB)), round=1, best_used=0, last_used=0)
     assert content["fault"]["sentence"] == "RuntimeError; the site's errors.log has the whole story"
     assert "Jane Doe" in (Path(node["folder"]) / "errors.log").read_text()
 
 
 def test_a_message_that_makes_no_sense_is_answered_with_a_sentence(node):
     assert "'round' is None" in ask(node, "train", travelling(build(JOB)))["fault"]["sentence"]
-    assert "no record 'weights'" in ask(node, "train", round=1, best_round=0, last_used=0)["fault"]["sentence"]
+    assert "no record 'weights'" in ask(node, "train", round=1, best_used=0, last_used=0)["fault"]["sentence"]
     wrong = {"other": np.zeros(1, np.float32)}
-    assert "not of this model" in ask(node, "train", wrong, round=1, best_round=0, last_used=0)["fault"]["sentence"]
+    assert "not of this model" in ask(node, "train", wrong, round=1, best_used=0, last_used=0)["fault"]["sentence"]

@@ -194,7 +194,7 @@ def test_what_the_policy_does_not_name_is_refused_with_the_rule_and_what_would_p
     [
         ("train", TRAIN | {"round": 3}, "order.round"),
         ("train", TRAIN | {"round": 0}, "order.round"),
-        ("train", TRAIN | {"best_round": 9}, "order.best_round"),
+        ("train", TRAIN | {"best_used": 9}, "order.best_used"),
         ("train", TRAIN | {"last_used": 9}, "order.last_used"),
         ("train", {}, "order.fields"),
         ("train.alone", {"steps": 10**9}, "order.steps"),

@@ -9,6 +9,7 @@ import torch
 from client.own_tensors import Own, keep_own, load_own, personal_model, read_own
 from client.site import Site
 from shared_models.errors import BadInput
+from shared_models.faults import Fault
 from shared_models.job import Job
 from shared_models.weights import own, travelling
 from shared_models.zoo import build
@@ -42,9 +43,9 @@ def filled(value: float, job: Job = FEDBN) -> torch.nn.Module:
     return network
 
 
-def kept(value: float, site: Site, number: int, best_round: int = 0, job: Job = FEDBN, last_used: int | None = None):
+def kept(value: float, site: Site, number: int, best_used: int = 0, job: Job = FEDBN, last_used: int | None = None):
     tensors = {name: array.copy() for name, array in own(filled(value, job), job.federation.share).items()}
-    return keep_own(Own(tensors, round=number), site, number - 1 if last_used is None else last_used, best_round)
+    return keep_own(Own(tensors, round=number), site, number - 1 if last_used is None else last_used, best_used)
 
 
 def rounds_in(site: Site) -> list[int]:
@@ -61,39 +62,43 @@ def weight_of(network, job=FEDBN) -> float:
     return next(float(array.flat[0]) for name, array in own(network, job.federation.share).items() if "weight" in name)
 
 
-def test_a_site_finds_what_it_had_behind_a_round_or_the_last_before_it(tmp_path):
-    site, network = site_in(tmp_path / "north"), build(FEDBN)
+def test_a_site_trains_on_from_what_it_has_and_is_not_judged_with_another_rounds(tmp_path):
+    site = site_in(tmp_path / "north")
     for number in (1, 2, 5):
-        kept(number, site, number, best_round=2)
-    for asked, expected in ((2, 2.0), (4, 2.0), (9, 5.0)):
-        load_own(network, site, FEDBN, asked)
-        assert weight_of(network) == expected
+        kept(number, site, number, best_used=2)
+    assert [weight_of(loaded(site, number)) for number in (2, 5)] == [2.0, 5.0]
+    (site.own / "round-000005.safetensors").unlink()
+    assert read_own(site, FEDBN, 5).round == 2
+    with pytest.raises(Fault, match="for round 5") as lost:
+        load_own(build(FEDBN), site, FEDBN, 5)
+    assert (lost.value.code, lost.value.parameters) == ("lost", {"round": 5})
 
 
 def test_before_its_first_round_a_site_has_the_initial_tensors_whatever_the_network_held(tmp_path):
     kept(7.0, site_in(tmp_path / "north"), 1)
     network = filled(7.0)
-    load_own(network, site_in(tmp_path / "south"), FEDBN, 3)
+    load_own(network, site_in(tmp_path / "south"), FEDBN, 0)
     assert weight_of(network) == 1.0
 
 
 def test_only_the_best_round_and_those_that_a_resumed_run_may_go_back_to_are_kept(tmp_path):
     site = site_in(tmp_path / "north")
-    for number, best_round in ((1, 0), (2, 1), (4, 2), (5, 3), (6, 3)):
-        kept(number, site, number, best_round)
-    # Round 3 was the best, and the site was not in it: it is judged with what it had behind round 2.
+    for number, best_used in ((1, 0), (2, 1), (4, 2), (5, 2), (6, 2)):
+        kept(number, site, number, best_used)
     assert rounds_in(site) == [2, 4, 5, 6]
 
 
 def test_a_site_goes_on_from_the_last_round_that_counted_however_often_it_trained_since(tmp_path):
     site = site_in(tmp_path / "north")
     kept(2.0, site, 2, last_used=0)
-    kept(5.0, site, 5, last_used=2, best_round=4)
+    kept(5.0, site, 5, last_used=2, best_used=2)
     for value in (9.0, 9.5):  # the round is tried again, or the run was killed in it
-        kept(value, site, 9, last_used=5, best_round=4)
+        kept(value, site, 9, last_used=5, best_used=2)
         assert weight_of(loaded(site, 5)) == 5.0
-    kept(12.0, site, 12, last_used=5, best_round=4)  # its update of round 9 came too late
+    kept(12.0, site, 12, last_used=5, best_used=5)  # its update of round 9 came too late
     assert weight_of(loaded(site, 5)) == 5.0 and rounds_in(site) == [2, 5, 12]
+    kept(13.0, site, 13, last_used=12, best_used=5)
+    assert weight_of(loaded(site, 5)) == 5.0
 
 
 def test_what_an_algorithm_keeps_and_a_personal_model_come_back_apart(tmp_path):
@@ -103,7 +108,7 @@ def test_what_an_algorithm_keeps_and_a_personal_model_come_back_apart(tmp_path):
     found = read_own(site, FEDBN, 1)
     assert found.algorithm["control/w"].tolist() == [1.0, 1.0]
     assert personal_model(site, FEDBN, 1).keys() == whole.keys()
-    assert personal_model(site_in(tmp_path / "south"), FEDBN, 1) is None
+    assert personal_model(site_in(tmp_path / "south"), FEDBN, 0) is None
 
 
 def test_a_job_that_shares_everything_writes_nothing(tmp_path):

@@ -42,9 +42,9 @@ OPEN = {
 }
 FIELDS: dict[str, dict[str, object]] = {
     "query.prepare": {},
-    "train": {"round": 3, "best_round": 2, "last_used": 2},
+    "train": {"round": 3, "best_used": 2, "last_used": 2},
     "train.alone": {"steps": 0},
-    "evaluate": {"model": "global", "split": "test", "replicates": 500, "round": 3, "variant": ""},
+    "evaluate": {"model": "global", "split": "test", "replicates": 500, "round": 3, "last_used": 3, "variant": ""},
 }
 
 
@@ -122,7 +122,7 @@ def test_too_few_patients_to_train_on_refuse_the_job_and_to_judge_on_the_questio
     few = {"train": 9, "validation": 3, "test": 12}
     assert set(verdict(policy(), job(), patients=few)) == {"policy.min_patients"}
     assert answer(policy(), "train", patients=few) == {"policy.min_patients"}
-    on_validation = {"model": "global", "split": "validation", "replicates": 0, "round": 0, "variant": ""}
+    on_validation = {"model": "global", "split": "validation", "replicates": 0, "round": 0, "last_used": 0, "variant": ""}
     assert answer(policy(), "evaluate", fields=on_validation, patients=few) == {"policy.min_patients"}
     assert answer(policy(), "evaluate", patients=few) == set()
     assert answer(policy(min_patients=3), "evaluate", fields=on_validation, patients=few) == set()

@@ -112,7 +112,7 @@ def without(name: str) -> RecordDict:
 
 def trained(tmp_path: Path, answer: RecordDict) -> list[Any]:
     events, site = EventLog(tmp_path / "events.jsonl"), Site("north", 7, COUNTS)
-    result = Result(travelling(build(JOB)), 1, {"north": site}, {})
+    result = Result(travelling(build(JOB)), 1, {}, {"north": site}, {})
     baselines.train_baselines(OneSite([answer]), result, JOB, ["local"], tmp_path, events)
     return list(read_events(tmp_path / "events.jsonl"))
 

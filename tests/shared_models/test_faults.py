@@ -40,6 +40,7 @@ EXAMPLES = {
     "system": {"errno": "EACCES"},
     "error": {"name": "ZeroDivisionError"},
     "diverged": {"round": 4},
+    "lost": {"round": 4},
     "version": {"installed": "0.1.0", "expected": "0.2.0rc1"},
     "order": {"reason": "expired"},
     "policy": {"refusals": [REFUSAL]},
