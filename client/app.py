@@ -65,6 +65,9 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     if before.model:
         load(network, before.model, job.federation.share)
     _load(network, job, content)
+    personal = before.personal
+    if not personal and algorithm.personal():
+        personal = {name: array.copy() for name, array in travelling(network).items()}
     local = LocalRound(network, job, algorithm, _received(network, algorithm, job, content), before.algorithm)
     optimizers = make_optimizers(network, job, task)
     progress = train_round(network, optimizers, data, job, task, site.name, number, local=local)
@@ -75,7 +78,7 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     reply = RecordDict({"weights": to_record(sent.weights)})
     if sent.extra:
         reply["algorithm"] = to_record(sent.extra)
-    personal = _train_personal(local, before.personal, data, task, site.name, number)
+    personal = _train_personal(local, personal, data, task, site.name, number)
     behind = Own(model=own_part, algorithm=sent.kept, personal=personal, round=number)
     keeps = keep_own(behind, site, last_used, _number(content, "best_used"))
     numbers: dict[str, int | float | list[int] | list[float]] = {
@@ -91,20 +94,20 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     return reply
 
 
-def _train_personal(shared: LocalRound, before: Weights, data: SiteData, task: Task, site: str, number: int) -> Weights:
+def _train_personal(shared: LocalRound, start: Weights, data: SiteData, task: Task, site: str, number: int) -> Weights:
     """The site's own model after a round beside the global one, whole; {} where the algorithm has none.
 
     Args:
         shared: the round of the global model; its network is used again.
-        before: the site's own model, {} in its first round: then it begins as the global model is now.
+        start: the site's own model; in its first round the global one as it came, so that without a pull towards that
+            it is the model of training alone.
     """
     rule, network, job = shared.algorithm.personal(), shared.network, shared.job
     if rule is None:
         return {}
     local = LocalRound(network, job, rule)
     local.start = shared.start  # the pull is towards the global model as it came
-    if before:
-        load(network, before)
+    load(network, start)
     train_round(network, make_optimizers(network, job, task), data, job, task, site, number, local=local)
     network.zero_grad(set_to_none=True)
     return {name: array.copy() for name, array in travelling(network).items()}

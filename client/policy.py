@@ -214,12 +214,15 @@ def _amounts_refused(
     most = {"training.local_steps": steps, **job.task.steps_to_judge}
     key = max(most, key=most.__getitem__)
     if most[key] > policy.max_local_steps:
-        yield _too_many("policy.max_local_steps", most[key], policy.max_local_steps, key)
+        times = job.federation.algorithm.trainings if key == "training.local_steps" else 1
+        yield _too_many("policy.max_local_steps", most[key], policy.max_local_steps, key, times)
     yield from _too_few(policy, "train", patients)
 
 
-def _too_many(rule: str, asked: int, allowed: int, key: str) -> Refusal:
-    remedy = f"{key} of at most {allowed} or a wider policy" if allowed else "a wider policy"
+def _too_many(rule: str, asked: int, allowed: int, key: str, times: int = 1) -> Refusal:
+    """A refusal of a number that is `times` what the job has under a key."""
+    most = allowed // times
+    remedy = f"{key} of at most {most} or a wider policy" if most else "a wider policy"
     return Refusal(rule, str(asked), str(allowed), remedy)
 
 

@@ -1,7 +1,7 @@
 """Ditto: Li et al. 2021, "Ditto: fair and robust federated learning through personalization", algorithm 1.
 
 Beside the global model, which is trained by federated averaging, every site trains a model vₖ of its own with
-λ (vₖ − wᵗ) added to its gradient. vₖ never leaves the site.
+λ (vₖ − wᵗ) added to its gradient. It begins as wᵗ in the site's first round, and never leaves the site.
 """
 
 from __future__ import annotations

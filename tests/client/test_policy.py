@@ -109,6 +109,11 @@ def test_what_would_pass_does_pass():
     found = verdict(policy(), job(federation={"rounds": 51}, training={"local_steps": 101}))
     assert set(found) == {"policy.max_rounds", "policy.max_local_steps"}
     assert verdict(policy(), job(federation={"rounds": 50}, training={"local_steps": 100})) == {}
+    twice = {"rounds": 50, "algorithm": {"name": "ditto"}}
+    rules = policy(algorithms=["ditto"])
+    refusal = verdict(rules, job(federation=twice, training={"local_steps": 51}))["policy.max_local_steps"]
+    assert (refusal.asked, refusal.remedy) == ("102", "training.local_steps of at most 50 or a wider policy")
+    assert verdict(rules, job(federation=twice, training={"local_steps": 50})) == {}
 
 
 def test_epochs_count_as_the_steps_that_they_take_with_the_cases_of_this_site():

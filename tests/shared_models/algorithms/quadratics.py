@@ -123,7 +123,8 @@ class Federation:
                 updates[names[site]] = {name: array.copy() for name, array in sent.weights.items()}
             if algorithm.personal():  # last: it is trained in the network that the weights above are views of
                 data, task = Blank(self.cases[site]), Quadratic(self.job, site)
-                self.personal[site] = _train_personal(local, self.personal.get(site, {}), data, task, names[site], 1)
+                own = self.personal.get(site, start)
+                self.personal[site] = _train_personal(local, own, data, task, names[site], 1)
         weights = self.cases if self.job.federation.weighting == "cases" else (1, 1, 1)
         answered = sum(weights[site] for site in sites) / sum(weights)
         gathered = Gathered(total.take_mean(), answered, trainable_names(tensors), updates)

@@ -290,7 +290,7 @@ def test_in_a_ring_the_model_of_an_absent_site_goes_on_untrained():
     np.testing.assert_allclose(found, np.mean(models, axis=0), rtol=1e-6)  # and it counts in the mean
 
 
-# --- ditto: v_k, the site's own model, starts as the site's first round of the global one left that ---
+# --- ditto: v_k, the site's own model, starts as the global one is in the site's first round ---
 
 
 def descended(start: np.ndarray, site: int, pull: float = 0.0, towards: np.ndarray | float = 0.0) -> np.ndarray:
@@ -305,7 +305,7 @@ def test_dittos_own_models_follow_the_papers_algorithm_1_beside_federated_averag
     w, own = np.zeros(3), {}
     for _ in range(4):
         ends = [descended(w, k) for k in range(3)]
-        own = {k: descended(own.get(k, ends[k]), k, pull, w) for k in range(3)}  # towards w^t, as the round began
+        own = {k: descended(own.get(k, w), k, pull, w) for k in range(3)}  # towards w^t, as the round began
         w = np.mean(ends, axis=0)
         np.testing.assert_allclose(federation.round(), w, rtol=1e-4, atol=1e-5)
         for k in range(3):
@@ -314,7 +314,7 @@ def test_dittos_own_models_follow_the_papers_algorithm_1_beside_federated_averag
 
 def test_ditto_without_its_pull_is_training_alone():
     together, alone = (Federation(job({"name": "ditto", "pull": 0.0})) for _ in range(2))
-    v = descended(np.zeros(3), 0)
+    v = np.zeros(3)
     for _ in range(4):
         together.round()
         alone.round((0,))
