@@ -212,7 +212,10 @@ def check_move(tensors: Weights, current: Weights, trainable: Collection[str]) -
             length += float(np.dot(before, before))
     distance, most = math.sqrt(moved), LARGEST_MOVE * max(math.sqrt(length), 1.0)
     if distance > most:
-        raise Rejected(f"it lies {distance:.1e} from the model that it began with, expected at most {most:.1e}")
+        raise Rejected(
+            f"its training diverged, or the update is broken: it moves the model by {distance:.1e}, where {most:.1e} "
+            "is the most that is taken for training; if several sites diverge, lower training.optimizer.learning_rate"
+        )
 
 
 def _finite(numbers: MetricRecord, name: str) -> float:

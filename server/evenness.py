@@ -40,6 +40,7 @@ def spread(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
 
     The chance in each hospital's value widens both: where all hospitals are truly alike, neither is 0.
     """
+    patients = [float(sums["patients"][0]) for sums in by_site.values()]
     found: dict[str, list[NDArray[np.float64]]] = {}
     for sums in by_site.values():
         for name, values in task.metrics(sums).items():
@@ -47,8 +48,8 @@ def spread(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
                 found.setdefault(name, []).append(values)
     return {
         name: {
-            "range": asdict(interval(np.max(rows, axis=0) - np.min(rows, axis=0))),
-            "deviation": asdict(interval(np.std(rows, axis=0))),
+            "range": asdict(interval(np.max(rows, axis=0) - np.min(rows, axis=0), patients)),
+            "deviation": asdict(interval(np.std(rows, axis=0), patients)),
             "hospitals": len(rows),
         }
         for name, rows in found.items()

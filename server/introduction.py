@@ -22,6 +22,7 @@ from server.participation import LONGEST_POLL, SHORTEST_POLL, Site, instruction
 from shared_models.errors import RunStopped
 from shared_models.faults import UNREADABLE
 from shared_models.job import Job
+from shared_models.page import natural
 from shared_models.section import Section
 
 ASK_AGAIN_SECONDS = 15.0
@@ -108,7 +109,7 @@ class Introduction:
             connected = sum(site.node in nodes for site in self.ready.values())
             if connected >= needed:
                 return
-            away = sorted(name for name, site in self.ready.items() if site.node not in nodes)
+            away = sorted((name for name, site in self.ready.items() if site.node not in nodes), key=natural)
             if away != said:
                 self._events.emit("waiting_for_sites", connected=connected, needed=needed, away=away)
                 said = away

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from server.events import Event
 from server.judgement import FEDERATED, LOCAL, POOLED
+from shared_models.page import natural
 
 ALL = "all"
 ROUND_LINES = 12  # of a longer run every k-th round is shown
@@ -107,7 +108,8 @@ class LiveDisplay:
 
     def _planned(self, event: Event) -> None:
         for decision in event["decisions"]:
-            self._say(f"plan   data.{decision['key']} {decision['value']}: {decision['why']}")
+            value = "as the files have it" if decision["value"] is None else decision["value"]
+            self._say(f"plan   data.{decision['key']} {value}: {decision['why']}")
         for site, reason in event["left_out"].items():
             self._warn(f"{site} has no part in the plan: {reason}")
 
@@ -131,7 +133,9 @@ class LiveDisplay:
         table = Table("hospital", box=None, pad_edge=False, header_style="bold")
         for column in ("train", "validation", "test", "quarantined"):
             table.add_column(column, justify="right")
-        shown = sorted(self._sites.items())[:HOSPITAL_ROWS]
+        sites = {site: self._sites[site] for site in sorted(self._sites, key=natural)}
+        self._sites.clear()
+        shown = list(sites.items())[:HOSPITAL_ROWS]
         deployed = any("version" in event for _, event in shown)
         if deployed:
             for column in ("patients", "version", "policy"):
@@ -139,20 +143,19 @@ class LiveDisplay:
         for site, event in shown:
             real = [str(sum(event["patients"].values())), event.get("version", ""), "allows it"] if deployed else []
             table.add_row(Text(site), *_numbers(event), *real)
-        if len(self._sites) > len(shown):
-            table.add_row(f"... of {len(self._sites)} in all", *map(str, _totals(list(self._sites.values()))))
+        if len(sites) > len(shown):
+            table.add_row(f"... of {len(sites)} in all", *map(str, _totals(list(sites.values()))))
         self._console.print(table)
         reasons = [
-            (site, case, reason) for site, event in self._sites.items() for case, reason in event["quarantined"].items()
+            (site, case, reason) for site, event in sites.items() for case, reason in event["quarantined"].items()
         ]
         for site, case, reason in reasons[:REASONS]:
             self._say(f"! {site}, {case} is quarantined: {reason}")
         if len(reasons) > REASONS:
             self._say(f"! {len(reasons) - REASONS} more are quarantined: the report says which and why")
-        for site, event in sorted(self._sites.items()):
+        for site, event in sites.items():
             for text in event.get("warnings", ()):
                 self._warn(f"{site}: {text}")
-        self._sites.clear()
 
     # --- the rounds ---
 
@@ -251,7 +254,8 @@ class LiveDisplay:
         self._print_round()
         self._print_baselines()
         if (more := self._warnings - WARNINGS - len(self._unsaid)) > 0:
-            self._say(f"! {_count(more, 'more warning')}: the report has them all")
+            last = f"the last {len(self._unsaid)}"
+            self._say(f"! {_count(more, 'more warning')} in between: the report has them all; {last}:")
         for text in self._unsaid:
             self._say(f"! {text}")
         if event["status"] != "complete":
@@ -271,7 +275,7 @@ class LiveDisplay:
         """The first headline metric of every hospital's held-out patients, under every kind of model."""
         metrics, models = evaluations["metrics"], evaluations["models"]
         name = next((key for key, info in metrics.items() if info.get("headline")), next(iter(metrics)))
-        hospitals = [site for site in models[FEDERATED] if site != ALL]
+        hospitals = sorted((site for site in models[FEDERATED] if site != ALL), key=natural)
         rows = sorted(hospitals, key=lambda site: _rank(models[FEDERATED][site][name], metrics[name]))[:HOSPITAL_ROWS]
         table = Table(f"{metrics[name]['label']}, test", box=None, pad_edge=False, header_style="bold")
         columns = [(FEDERATED, lambda site: FEDERATED)]

@@ -16,6 +16,7 @@ import numpy as np
 from shared_models import zoo
 from shared_models.errors import BadInput
 from shared_models.job import Data, Job
+from shared_models.page import natural
 from shared_models.statistics import EXTENT, INTENSITY, PERCENTILES, SPACING, Scale, Table, Tables
 
 ANISOTROPIC = 3.0
@@ -166,7 +167,8 @@ def _normalisation(job: Job, sites: Mapping[str, Tables], tables: Tables) -> lis
         what = "the intensities of each channel that become 0 and 1"
         return [Decision("normalisation", "window", why), Decision("window", rows, what)]
     medians = {site: INTENSITY.quantile(found["intensity"][0], 0.5) for site, found in sites.items()}
-    scales = ", ".join(f"{site} {median:.3g}" for site, median in sorted(medians.items()) if median is not None)
+    known = {site: median for site in sorted(medians, key=natural) if (median := medians[site]) is not None}
+    scales = ", ".join(f"{site} {median:.3g}" for site, median in known.items())
     why = f"intensities are not calibrated (median by site: {scales}), so each image is scaled by itself"
     return [Decision("normalisation", "zscore", why)]
 

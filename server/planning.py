@@ -25,6 +25,7 @@ from server.plan import decide, described, planned, pooled
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
 from shared_models.job_file import check_meaning, dump_job, read_job
+from shared_models.page import natural
 from shared_models.statistics import Tables, problem, table_shapes
 from shared_models.weights import from_record, mismatch
 
@@ -93,7 +94,7 @@ def make_plan(
         except (Rejected, SiteFault) as error:
             left_out[reply.site] = str(error)
     if not told:
-        reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(left_out.items()))
+        reasons = "; ".join(f"{site}: {left_out[site]}" for site in sorted(left_out, key=natural))
         raise RunStopped(f"no site told its statistics, so there is no plan: {reasons}; or leave the statistics out")
     return _written(run_dir, job, told, left_out)
 
@@ -109,8 +110,8 @@ def _written(run_dir: Path, job: Job, told: dict[str, Tables], left_out: dict[st
         "planned_job_hash": result.fingerprint(),
         "decisions": [asdict(decision) for decision in decisions],
         "all": described(pooled(told)),
-        "sites": {site: described(told[site]) for site in sorted(told)},
-        "left_out": dict(sorted(left_out.items())),
+        "sites": {site: described(told[site]) for site in sorted(told, key=natural)},
+        "left_out": {site: left_out[site] for site in sorted(left_out, key=natural)},
     }
     write_atomically(run_dir / PLAN, json.dumps(plan, indent=1).encode())
     # Last: where there is a planned job, the plan is whole.

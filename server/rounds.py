@@ -83,8 +83,9 @@ def one_round(
         events.emit("round_retried", round=number, attempt=trial, reason=reason)
     else:
         raise RunStopped(
-            f"round {number} stayed below its quorum after {trial + 1} attempts: {reason}; "
-            "everything up to the round before it is kept: mend the sites, then resume the run"
+            f"round {number} stayed below its quorum after {trial + 1} attempts: {reason}, and the warnings say why "
+            "the others gave none. What was done before it is kept. If the job is the cause, as when training "
+            "diverges, start a new run with a mended job; if a site is, mend that and resume the run"
         )
 
     trainable = trainable_names(tensors)

@@ -16,7 +16,7 @@ from server.participation import quorum
 from server.registry import Registry
 from server.runs import Run, all_runs
 from shared_models.job import Job
-from shared_models.page import listed
+from shared_models.page import listed, natural
 
 STALE_SECONDS = 15.0
 """A daemon that has not written its status for so long is not running."""
@@ -103,7 +103,7 @@ def why_stuck(run: Run, daemon: Daemon, suspended: Collection[str] = ()) -> str:
     if not rounds:
         sites = daemon.facts.get("sites", {})
         heard = {event["site"] for event in events if event["event"] in ("site_ready", "site_refused")}
-        missing = sorted(set(run.settings()["sites"] or sites) - heard - set(suspended))
+        missing = sorted(set(run.settings()["sites"] or sites) - heard - set(suspended), key=natural)
         reasons = {event["site"]: event["reason"] for event in held_up}
         silent = {site: "no answer yet" if sites.get(site) == "online" else "not connected" for site in missing}
         whom = [f"{site} ({reasons.get(site, silent[site])})" for site in missing]
@@ -117,7 +117,7 @@ def why_stuck(run: Run, daemon: Daemon, suspended: Collection[str] = ()) -> str:
 def _kept_out(waited_for: Collection[str], suspended: Collection[str]) -> str:
     return "".join(
         f" {site} is suspended: `consilium coordinator readmit {site}` lets it back in."
-        for site in sorted(set(waited_for) & set(suspended))
+        for site in sorted(set(waited_for) & set(suspended), key=natural)
     )
 
 
@@ -127,8 +127,9 @@ def _daemon(daemon: Daemon, suspended: Collection[str]) -> list[str]:
     facts = daemon.facts
     lines = [f"The coordinator runs since {_clock(facts['since'])} and listens at {facts['listens_at']}."]
     sites = facts.get("sites", {})
-    there = sorted(name for name, status in sites.items() if status == "online" and name not in suspended)
-    away = [f"{name} (suspended)" if name in suspended else name for name in sorted(sites.keys() - set(there))]
+    there = {name for name, status in sites.items() if status == "online" and name not in suspended}
+    missing = sorted(sites.keys() - there, key=natural)
+    away = [f"{name} (suspended)" if name in suspended else name for name in missing]
     lines.append(
         f"{len(there)} of {len(sites)} {'site is' if len(sites) == 1 else 'sites are'} connected"
         f"{f'; not {listed(away)}' if away else ''}."
@@ -149,7 +150,7 @@ def _waiting(run: Run) -> list[dict[str, Any]]:
 
 
 def _on_whom(waiting: list[dict[str, Any]]) -> str:
-    sites = listed(sorted({entry["site"] for entry in waiting}))
+    sites = listed(sorted({entry["site"] for entry in waiting}, key=natural))
     first = min(waiting, key=lambda entry: entry["since"])
     what = f"to train in round {first['round']}" if first["question"] == "train" else QUESTIONS[first["question"]]
     seconds = time.time() - first["since"]

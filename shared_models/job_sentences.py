@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from shared_models.page import listed
 
 Path = tuple[str | int, ...]
 
@@ -67,6 +69,9 @@ class _Place:
     annotation: Any  # None where the models know nothing
     constraints: Sequence[Any]
     parent: type[BaseModel]  # the innermost section on the way
+    kinds: Mapping[
+        str, type[BaseModel]
+    ]  # those that the innermost section could be, by the value that tells them apart
 
 
 def _refusal(model: type[BaseModel], problem: dict[str, Any], at: Path) -> Refusal:
@@ -99,13 +104,14 @@ def _refusal(model: type[BaseModel], problem: dict[str, Any], at: Path) -> Refus
 def _known_keys(model: type[BaseModel], place: _Place, path: Path) -> str:
     """What to write instead of an unknown key: the nearest one here, the same one elsewhere, or all there are."""
     key, here = str(place.path[-1]), list(place.parent.model_fields)
+    where = f"in {dotted(path[:-1])}" if path[:-1] else "at the top"
+    if owners := [name for name, kind in place.kinds.items() if key in kind.model_fields]:
+        return f" here; it is a key of {listed(owners)}; known {where}: {', '.join(here)}"
     if suggestion := nearest(key, here):
         return suggestion
-    here_too = dotted(path)  # the same key, of another kind of this section
     elsewhere = dict.fromkeys(name for name in all_keys(model) if name.split(".")[-1] == key)
-    if elsewhere and here_too not in elsewhere:
+    if elsewhere:
         return f" here; did you mean {' or '.join(elsewhere)}?"
-    where = f"in {dotted(path[:-1])}" if path[:-1] else "at the top"
     return f"; known {where}: {', '.join(here)}"
 
 
@@ -133,6 +139,7 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
     annotation: Any = model
     field = FieldInfo(annotation=model)
     parent = model
+    kinds: Mapping[str, type[BaseModel]] = {}
     for number, step in enumerate(location, 1):
         if _is_section(annotation):
             parent = annotation
@@ -143,11 +150,12 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
                 annotation = _without_none(annotation)
             continue
         if _sections(annotation):
-            annotation = _by_tag(annotation, str(field.discriminator))[str(step)]
+            kinds = _by_tag(annotation, str(field.discriminator))
+            annotation = kinds[str(step)]
             continue
-        if kinds := _kinds_of_list(annotation):
+        if lists := _kinds_of_list(annotation):
             # Which kind pydantic tried is no key either; where the whole list is wrong, both are said.
-            annotation = kinds[str(step)] if number < len(location) else annotation
+            annotation = lists[str(step)] if number < len(location) else annotation
             continue
         if step != "[key]":
             path.append(step)
@@ -155,7 +163,7 @@ def _follow(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
             annotation = inner[-1] if inner else None
         field = FieldInfo.from_annotation(annotation)  # an entry may have bounds, or a key that tells sections apart
         annotation = field.annotation
-    return _Place(tuple(path), annotation, field.metadata, parent)
+    return _Place(tuple(path), annotation, field.metadata, parent, kinds if parent in kinds.values() else {})
 
 
 def _wanted(annotation: Any, constraints: Sequence[Any] = ()) -> str:

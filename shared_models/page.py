@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,12 @@ def interval_text(row: Mapping[str, Any], decimals: int, signed: bool = False) -
     if row.get("low") is None or row.get("high") is None:
         return "no interval"
     return f"95 % interval {fixed(row['low'], decimals, signed)} to {fixed(row['high'], decimals, signed)}"
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """The place of a name in a list for a person, as a key of `sorted`: hospital-2 before hospital-10."""
+    parts = re.split("([0-9]+)", name)  # text and digits in turn, text first
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def listed(names: Sequence[str]) -> str:

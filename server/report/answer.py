@@ -124,7 +124,11 @@ def _kept(report: Row) -> list[str]:
     verb = "keeps" if len(there) == 1 else "keep"
     text = f"By their own validation patients, {len(there)} of {total} hospitals {verb} {_noun(first, there)}"
     more = [f"{len(names)} {_noun(model, names)} ({listed(names)})" for model, names in others]
-    return [f"{text}, {listed(more)}." if more else f"{text}."]
+    answer = [f"{text}, {listed(more)}." if more else f"{text}."]
+    if without := [hospital for hospital, choice in report["choices"].items() if choice.get("why")]:
+        masks = "its validation masks lack" if len(without) == 1 else "their validation masks lack"
+        answer.append(f"{listed(without)} had no choice but the federated model: {masks} an organ.")
+    return answer
 
 
 def _noun(model: str, hospitals: list[str]) -> str:

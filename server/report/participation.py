@@ -7,6 +7,7 @@ from typing import Any
 
 from server.events import Event
 from server.report.record import RunRecord
+from shared_models.page import natural
 
 STATUSES = {
     "used": "used",
@@ -56,14 +57,14 @@ def participation(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def sites(record: RunRecord) -> list[str]:
-    """Every hospital: those of the split in its order, then whoever else was drawn or refused.
+    """Every hospital: those of the split, and whoever else was drawn or refused; in the order of a person's list.
 
     The pooled data of a simulation stand at a node that is ready too, but is nobody's hospital and never drawn.
     """
     names = list((record.split or {}).get("hospitals", {}))
     names += [name for event in record.all("round_started") for name in event["sites"]]
     names += [event["site"] for event in record.all("site_refused")]
-    return list(dict.fromkeys(names))
+    return sorted(set(names), key=natural)
 
 
 def refusals(record: RunRecord) -> dict[str, Any]:

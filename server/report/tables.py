@@ -6,15 +6,15 @@ from typing import Any
 
 from server.report.answer import HARMED, HELPED, UNDEFINED, calls, told
 from server.report.models import LOCAL, by_hospital, compared_models, in_order, is_single_local, name_of
-from shared_models.page import plural
+from shared_models.page import natural, plural
 
 Row = dict[str, Any]
 
 
 def hospitals(report: Row) -> list[str]:
-    """The hospitals that were evaluated, in the run's order of sites."""
+    """The hospitals that were evaluated."""
     found = {name for by_hospital in report["models"].values() for name in by_hospital if name != "all"}
-    return [site for site in report["run"]["sites"] if site in found] + sorted(found - set(report["run"]["sites"]))
+    return sorted(found, key=natural)
 
 
 def places(report: Row) -> list[Row]:
@@ -86,7 +86,7 @@ def _less_federated(report: Row, model: str, metric: str) -> Row | None:
 def everywhere(report: Row, metric: str) -> list[Row]:
     """Every model at every hospital: each hospital's local one first. `home` are the hospitals whose own it is."""
     places = [*hospitals(report), "all"]
-    single = [model for model in report["models"] if is_single_local(model)]
+    single = sorted((model for model in report["models"] if is_single_local(model)), key=natural)
     return [
         {
             "model": model,
@@ -132,6 +132,7 @@ def choices(report: Row) -> Row | None:
                 "kept": name_of(LOCAL if is_single_local(choice["kept"]) else choice["kept"]),
                 "values": [choice["validation"].get(model) for model in candidates],
                 "chosen": [model == choice["kept"] for model in candidates],
+                "why": choice.get("why"),
             }
             for hospital, choice in found.items()
         ],

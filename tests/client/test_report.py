@@ -253,7 +253,7 @@ def test_a_metric_without_a_value_is_told_and_another_leads(tmp_path: Path) -> N
     own = judge_own(job, [CaseRecord(f"c{i}", f"p{i}", values) for i in range(3)], 0)
     facts = replace(facts_of(tmp_path, job), evaluations={"test": own})
     text = text_of(write_report(tmp_path, facts))
-    assert "own 3 test patients the federated model reaches Balanced accuracy 1.000 (95 % interval 1.000 to 1.0" in text
+    assert "own 3 test patients the federated model reaches Calibration error 0.200 (95 % interval 0.200 to 0.2" in text
     assert "AUROC: undefined: no case, or no case of the class, that the metric needs." in text
 
 

@@ -81,16 +81,14 @@ def test_an_update_that_trained_is_near_enough_however_far_its_statistics_went()
     ],
 )
 def test_an_update_that_no_training_made_is_rejected(changes):
-    with pytest.raises(
-        Rejected, match=r"it lies \d\.\de\+\d\d from the model that it began with, expected at most 5\.5e"
-    ):
+    with pytest.raises(Rejected, match=r"diverged.*moves the model by \d\.\de\+\d\d, where 5\.5e.*learning_rate"):
         moved(**changes)
 
 
 def test_a_model_shorter_than_one_may_move_by_ten():
     small = {"b": np.zeros(2, np.float32)}
     check_move({"b": np.array([9.9, 0], np.float32)}, small, {"b"})
-    with pytest.raises(Rejected, match="expected at most 1.0e"):
+    with pytest.raises(Rejected, match="where 1.0e"):
         check_move({"b": np.array([10.1, 0], np.float32)}, small, {"b"})
 
 

@@ -73,6 +73,13 @@ def test_the_spread_of_local_models_is_that_of_each_at_home():
     assert found["local"]["dice"]["range"]["value"] == pytest.approx(0.05)
 
 
+def test_the_spread_of_single_patients_has_no_interval():
+    found = evenness(JOB, {"federated": {"a": site_sums([0.7]), "b": site_sums([0.8])}})["spread"]["federated"]["dice"]
+    assert found["range"]["value"] == pytest.approx(0.1)
+    assert found["range"]["low"] is found["deviation"]["low"] is None
+    assert "2 of 2 patients are the only ones of their hospital" in found["range"]["why"]
+
+
 def test_one_hospital_has_no_spread():
     assert evenness(JOB, {"federated": {"a": site_sums([0.7] * 6)}})["spread"] == {"federated": {}}
 

@@ -101,7 +101,7 @@ def test_ten_rounds_fit_on_a_screen_and_end_with_the_answer(run_dir: Path):
 
 def test_a_long_run_with_many_hospitals_fits_on_a_screen_too(run_dir: Path):
     run = Run(run_dir)
-    sites = [f"hospital-{number:02d}" for number in range(40)]
+    sites = [f"hospital-{number}" for number in range(1, 41)]
     with run.display:
         run.begin(200, sites)
         for number in range(1, 201):
@@ -112,6 +112,8 @@ def test_a_long_run_with_many_hospitals_fits_on_a_screen_too(run_dir: Path):
     assert rounds[0] == "1/200" and rounds[-1] == "200/200"
     total = next(line for line in lines if line.startswith("... of 40 in all"))
     assert total.split()[-4:] == ["2800", "400", "800", "0"]
+    named = [line.split()[0] for line in lines if line.startswith("hospital-")]
+    assert named == sites[:10]
 
 
 def test_a_run_that_ends_early_says_why(run_dir: Path):
@@ -151,7 +153,26 @@ def test_a_flood_of_warnings_is_counted(run_dir: Path):
         lines = run.end()
     shown = [line for line in lines if line.startswith("! warning")]
     assert shown == [f"! warning {number}" for number in (*range(10), 47, 48, 49)]
-    assert "! 37 more warnings: the report has them all" in lines
+    gap = lines.index("! 37 more warnings in between: the report has them all; the last 3:")
+    assert lines[gap - 1] == "! warning 9" and lines[gap + 1] == "! warning 47"
+
+
+def test_hospitals_with_numbers_stand_in_their_order_in_the_result(run_dir: Path):
+    found = json.loads((run_dir / "evaluations.json").read_text())
+    names = ["hospital-1", "hospital-10", "hospital-2"]
+    rows = {site: found["models"]["federated"]["leiden"] for site in [*names, "all"]}
+    (run_dir / "evaluations.json").write_text(json.dumps(found | {"models": {"federated": rows}}))
+    run = Run(run_dir)
+    run.begin(1, names)
+    lines = run.end()
+    assert [line.split()[0] for line in lines if "0.900" in line] == ["hospital-1", "hospital-2", "hospital-10", "all"]
+
+
+def test_a_plan_that_keeps_what_the_files_have_says_so(run_dir: Path):
+    run = Run(run_dir)
+    decision = {"key": "spacing", "value": None, "why": "the images do not say their voxel size"}
+    run.emit("planned", decisions=[decision], left_out={})
+    assert run.lines() == ["plan   data.spacing as the files have it: the images do not say their voxel size"]
 
 
 def test_a_stopped_run_says_what_is_kept(run_dir: Path):

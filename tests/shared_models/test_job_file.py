@@ -84,7 +84,8 @@ MISTAKES = {
     ),
     "a key of the other task": (
         ("  classes: [", "  surface_tolerance_mm: 1.0\n  classes: ["),
-        "job.yaml:5: task.surface_tolerance_mm: unknown key; known in task: kind, classes, mode",
+        "job.yaml:5: task.surface_tolerance_mm: unknown key here; it is a key of segmentation; "
+        "known in task: kind, classes, mode",
     ),
     "a key in the wrong section": (
         ("seed: 7", "rounds: 7"),
@@ -340,7 +341,7 @@ def test_a_single_finding_has_no_class_to_be_flipped_with():
         ("faulty: {hospital-1: {kind: sign_flap}}", "faulty.hospital-1.kind: expected one of sign_flip, scaling,"),
         (
             "faulty: {hospital-1: {kind: stale, strength: 2}}",
-            "unknown key; known in simulation.faulty.hospital-1: from",
+            "strength: unknown key here; it is a key of sign_flip, scaling, noise and colluding; known in simulation",
         ),
         ("faulty: {hospital-1: {kind: noise, from_round: 99}}", "hospital-1.from_round: round 99 of only"),
         ("faulty: {hospital-1: {kind: label_flip}}", "hospital-1.kind: flipping masks needs two classes beside"),

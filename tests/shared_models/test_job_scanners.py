@@ -106,7 +106,8 @@ def test_chains_and_sets_are_read_and_written_back() -> None:
         (
             "  scanners: {by_hospital: {hospital-1: [{kind: blur, level: 2}]}}\n",
             {},
-            "hospital-1[0].level: unknown key; known in simulation.scanners.by_hospital.hospital-1[0]: kind, sigma",
+            "hospital-1[0].level: unknown key here; it is a key of rician_noise and gaussian_noise; "
+            "known in simulation.scanners.by_hospital.hospital-1[0]: kind, sigma",
         ),
         ("  scanners: {by_hospital: {hospital-1: [{kind: gamma, gamma: 0}]}}\n", {}, "> 0"),
     ],

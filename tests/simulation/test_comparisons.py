@@ -47,7 +47,7 @@ def test_one_word_compares_with_everything_that_fits_the_job(write_job, squares,
     job = write_job(model=BATCH_NORM, federation={"rounds": 2})
     assert run_of(job, squares, out, ("all",)) == 0
     [warning] = [event["text"] for event in events_of(out, "warning")]
-    assert warning.startswith("not compared with personalised: only the algorithm ditto")
+    assert warning.startswith("--compare all is without what does not fit this job: personalised (only the algorithm")
     found = evaluations_of(out)
     own = [f"local:{name}" for name in HOSPITALS]
     made = ["ensemble", "fine-tuned", "temperature-scaled", "adapted", "leave-one-out", "leave-one-out-adapted", "kept"]

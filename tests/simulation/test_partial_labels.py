@@ -252,6 +252,28 @@ def test_two_hospitals_that_label_one_organ_each_learn_both_only_with_the_margin
     assert min(not_learnt.values()) < 0.3
 
 
+def test_a_hospital_that_annotates_one_organ_keeps_the_federated_model(organs: Path, tmp_path: Path) -> None:
+    """Its own model looks better on its validation masks, and has never learnt the other organ."""
+    changes = {
+        "model": {"name": "unet", "arguments": {"channels": [8, 16], "strides": [2], "num_res_units": 1}},
+        "training": {"local_steps": 8, "batch_size": 8, "optimizer": {"learning_rate": 0.02}},
+        "federation": {"rounds": 2},
+    }
+    job = job_for(data={"annotated": "drawn"}, partly_labelled={"hospital-1": ["round"]})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json") | changes))
+    out = tmp_path / "run"
+    simulate(SimulationRequest(tmp_path / "job.yaml", organs, out, workers=1, compare=("local", "fine_tuned")))
+    choices = json.loads((out / "evaluations.json").read_text())["choices"]
+    values = choices["hospital-1"]["validation"]
+    assert max(values.values()) > values["federated"], "or the test shows nothing"
+    assert choices["hospital-1"]["kept"] == "federated"
+    assert choices["hospital-1"]["why"] == (
+        "its validation masks have no square, so they cannot tell which model is best"
+    )
+    assert choices["hospital-2"]["why"] is None
+    assert "hospital-1 had no choice but the federated model" in (out / "report.html").read_text()
+
+
 def test_a_run_says_how_many_patients_take_no_part(
     write_job: Callable[..., Path], squares: Path, tmp_path: Path
 ) -> None:
