@@ -22,6 +22,7 @@ from shared_models.comparisons import chosen
 from shared_models.errors import BadInput, RunStopped
 from shared_models.job import Job
 from shared_models.job_file import dump_job, load_job, read_job
+from simulation.copies import copies
 from simulation.datasets import open_dataset
 from simulation.datasets.files import cache_folder
 from simulation.hospitals import make_split, write_hospitals, write_pooled
@@ -106,6 +107,7 @@ def create(request: SimulationRequest) -> RunFolder:
         write_atomically(path / "job.yaml", dump_job(job).encode())
         split.save(path / "split.json")
         manifests = write_hospitals(job, cases, split, path / "sites")
+        settings["copies"] = copies(manifests, job)
         if scanners := scanners_of(job, list(split.hospitals)):
             draw_scanners(job, cases, scanners, path / "pictures" / "scanners.png")
         if POOLED in compare:

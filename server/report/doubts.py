@@ -15,7 +15,7 @@ from server.report import outliers
 from server.report.answer import FEW_PATIENTS, HARMED, HELPED, calls, told
 from server.report.models import by_hospital, compared_models, name_of
 from server.report.participation import last_reason, left_out
-from shared_models.page import fixed, listed, plural
+from shared_models.page import fixed, listed, natural, plural
 
 Row = dict[str, Any]
 
@@ -24,6 +24,11 @@ RISE = 1.25
 GROWTH = 3.0
 """Update norms that end this many times above those of the beginning have grown, where training should calm down."""
 MANY_SET_ASIDE = 0.10
+MANY_COPIES = 0.05
+"""A larger share of validation and test cases that are copies, at a hospital or in all, may make numbers wrong."""
+PLACES_NAMED = 3
+SPLITS = ("test", "validation")
+"""Where models are judged, the gravest first."""
 STILL_LEARNING = 0.005
 """Gain of the last quarter of the rounds, as a share of the value, that says that training had not ended."""
 ROUNDS_TO_JUDGE = 3
@@ -102,12 +107,55 @@ def subsets(report: Row) -> Iterator[Doubt]:
 
 
 def duplicates(report: Row) -> Iterator[Doubt]:
-    """Equal images in training and test data."""
+    """Equal images in training and test data of a hospital."""
     found = {site: row["duplicates"] for site, row in report["sites"].items() if row["duplicates"]}
     if found:
         where = listed([f"{site} ({count})" for site, count in found.items()])
-        text = f"Images with equal pixels lie in different splits at {where}: models are tested on what they have seen."
-        yield Doubt("duplicates", True, text, "Remove the copies, or give them the same patient, and run it again.")
+        text = f"Images with equal pixels lie in different splits at {where}: models are judged on what they have seen."
+        remedy = "Remove the copies, or give them the same patient, and run it again."
+        yield Doubt("duplicates", _many(report, found), text, remedy)
+
+
+def copies(report: Row) -> Iterator[Doubt]:
+    """Images of one hospital's training patients among those that another hospital judges with."""
+    rows = sorted(
+        report["copies"], key=lambda row: (SPLITS.index(row["split"]), -row["cases"], natural(row["hospital"]))
+    )
+    if not rows:
+        return
+    by_site: dict[str, int] = {}
+    for row in rows:
+        by_site[row["hospital"]] = by_site.get(row["hospital"], 0) + row["cases"]
+    where = [
+        f"{row['cases']} of {_cases_of(report, row)}{row['split']} cases of {row['hospital']} are copies of "
+        f"{'training' if row['of_split'] == 'train' else row['of_split']} cases of {row['of']}"
+        for row in rows[:PLACES_NAMED]
+    ]
+    if rest := sum(row["cases"] for row in rows[PLACES_NAMED:]):
+        where.append(f"and {rest} more elsewhere")
+    text = (
+        f"Images with equal pixels lie in different splits of different hospitals: {'; '.join(where)}. A model "
+        "of all hospitals is judged, or chosen, by what it has learnt from; a local model is not."
+    )
+    remedy = "Remove the copies from the data set, and run it again."
+    yield Doubt("copies", _many(report, by_site), text, remedy)
+
+
+def _cases_of(report: Row, row: Row) -> str:
+    """How many cases there are in the hospital and split of a row, with a space; none where its data were refused."""
+    count = report["sites"].get(row["hospital"], {}).get("cases", {}).get(row["split"])
+    return "the " if count is None else f"{count} "
+
+
+def _many(report: Row, copied: dict[str, int]) -> bool:
+    """Whether so many of the cases that hospitals judge with are copies that their numbers may be wrong.
+
+    A hospital of few cases has little weight by itself, and one copy there is no reason to drop the run.
+    """
+    judged = {site: sum(row["cases"].get(split, 0) for split in SPLITS) for site, row in report["sites"].items()}
+    places = [(copied.get(site, 0), cases) for site, cases in judged.items() if cases >= FEW_PATIENTS]
+    places.append((sum(copied.values()), sum(judged.values())))
+    return any(count > MANY_COPIES * cases for count, cases in places)
 
 
 def confounded(report: Row) -> Iterator[Doubt]:
@@ -164,6 +212,60 @@ def few_patients(report: Row) -> Iterator[Doubt]:
     elif few := [f"{site} ({count})" for site, count in known.items() if count < FEW_PATIENTS]:
         text = f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}."
         yield Doubt("few_patients", False, text, remedy)
+
+
+def few_cases(report: Row) -> Iterator[Doubt]:
+    """Metrics that rest on few cases where there are many patients: of a class that is ranked, of an organ."""
+    split = report["split"]
+    counted = [site for site in by_hospital(report, "federated") if report["sites"].get(site, {}).get("classes")]
+    kinds = {site: _kinds(report, report["sites"][site]) for site in counted}
+    totals: dict[str, int] = {}
+    for by_kind in kinds.values():
+        for kind, cases in by_kind.items():
+            totals[kind] = totals.get(kind, 0) + cases
+    rare = {kind: cases for kind, cases in totals.items() if 0 < cases < FEW_PATIENTS}
+    places = [
+        (cases, site, kind)
+        for site, by_kind in kinds.items()
+        for kind, cases in by_kind.items()
+        # Hospitals, and runs, of few patients are named for that already.
+        if 0 < cases < FEW_PATIENTS <= report["sites"][site]["patients"].get(split, 0) and kind not in rare
+    ]
+    patients = sum(report["sites"][site]["patients"].get(split, 0) for site in counted)
+    what = "The Dice of an organ" if report["task"] == "segmentation" else "AUROC"
+    remedy = "Judge on more patients (evaluation.test_share), or read the intervals and not the values."
+    if rare and patients >= FEW_PATIENTS:
+        found = listed([f"{cases} {kind}" for kind, cases in sorted(rare.items(), key=lambda item: item[1])])
+        # Of several classes or organs, the main metric is the mean, and the others still count.
+        grave = len(totals) == (1 if report["task"] == "segmentation" else 2)
+        yield Doubt("few_cases", grave, f"{what} rests on few {split} cases in all: {found}.", remedy)
+    if places:
+        by_site: dict[str, list[str]] = {}
+        for cases, site, kind in sorted(places, key=lambda place: (place[0], natural(place[1])))[:PLACES_NAMED]:
+            by_site.setdefault(site, []).append(f"{cases} {kind}")
+        where = [f"{site} ({listed(found)})" for site, found in by_site.items()]
+        more = [f"{len(places) - PLACES_NAMED} more"] if len(places) > PLACES_NAMED else []
+        text = f"{what} rests on fewer than {FEW_PATIENTS} {split} cases of one kind at {listed(where + more)}."
+        yield Doubt("few_cases", False, text, remedy)
+
+
+def _kinds(report: Row, site: Row) -> dict[str, int]:
+    """The test cases of a hospital of every kind that a metric of its own rests on.
+
+    Organs; or the classes that are told apart. Where cases have several findings, those without a finding are a kind.
+    """
+    by_class: dict[str, int] = site["classes"].get(report["split"], {})
+    cases = site["cases"].get(report["split"], 0)
+    named = {f"'{name}'": count for name, count in by_class.items()}
+    if report["task"] == "segmentation":
+        return dict(list(named.items())[1:])  # the first one is the background
+    if report["task"] == "anomaly" and named:
+        normal, *others = named
+        return {normal: named[normal], f"not {normal}": sum(named[name] for name in others)}
+    if report["task"] == "classification":
+        several = sum(by_class.values()) != cases
+        return named | ({f"without {name}": cases - count for name, count in named.items()} if several else {})
+    return {}
 
 
 def out_of_line(report: Row) -> Iterator[Doubt]:
@@ -234,10 +336,12 @@ CHECKS: tuple[Callable[[Row], Iterator[Doubt]], ...] = (
     diverged,
     subsets,
     duplicates,
+    copies,
     confounded,
     out_of_line,
     one_class,
     few_patients,
+    few_cases,
     worse_than_local,
     misled_choice,
     learning,

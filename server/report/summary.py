@@ -14,7 +14,7 @@ from server.report.outliers import stood_out
 from server.report.participation import participation, refusals, sites
 from server.report.record import RunRecord
 from server.report.simulated import simulated
-from shared_models.page import digits, listed
+from shared_models.page import digits, listed, natural
 
 SCHEMA = "consilium-report/1"
 
@@ -22,7 +22,7 @@ SCHEMA = "consilium-report/1"
 def summarise(record: RunRecord) -> dict[str, Any]:
     """Everything the report says, as JSON types; a number that is not finite becomes null."""
     evaluations = record.evaluations or {}
-    models = evaluations.get("models", {})
+    models = {model: _in_order(found) for model, found in evaluations.get("models", {}).items()}
     metrics = _metrics(evaluations)
     entries = participation(record)
     report: dict[str, Any] = {
@@ -36,14 +36,15 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "metrics": metrics,
         "models": models,
         "differs_by_hospital": [model for model in models if differs_by_hospital(record.job, model)],
-        "differences": evaluations.get("differences", {}),
+        "differences": {name: _in_order(found) for name, found in evaluations.get("differences", {}).items()},
         "spread": evaluations.get("spread", {}),
-        "choices": evaluations.get("choices", {}),
+        "choices": _in_order(evaluations.get("choices", {})),
         "subgroups": evaluations.get("subgroups", []),
         "curves": evaluations.get("curves", {}),
         "rounds": _rounds(record, entries),
         "baselines": _baselines(record),
         "sites": _sites(record, entries),
+        "copies": record.run.get("copies", []),
         "participation": entries,
         "plan": record.plan,
         "simulated": simulated(record.job),
@@ -55,8 +56,8 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     report = finite(report)
     headline = report["headline_metric"]
     report["verdicts"] = verdicts(report)
-    models = [*report["models"], *([LOCAL] if by_hospital(report, LOCAL) else [])]
-    report["worst_hospital"] = {model: worst_hospital(report, model, headline) for model in models}
+    named = [*report["models"], *([LOCAL] if by_hospital(report, LOCAL) else [])]
+    report["worst_hospital"] = {model: worst_hospital(report, model, headline) for model in named}
     report["kept_by"] = kept_count(report)
     report["answer"] = comparisons(report) + levels(report)
     report["doubts"] = doubts(report)
@@ -73,6 +74,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def _in_order(by_hospital: dict[str, Any]) -> dict[str, Any]:
+    """The hospitals in the order of a person's list, `all` last."""
+    return {name: by_hospital[name] for name in sorted(by_hospital, key=lambda name: (name == "all", natural(name)))}
 
 
 def _ending(record: RunRecord) -> dict[str, Any]:

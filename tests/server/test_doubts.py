@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,43 @@ def test_duplicates_across_splits_are_grave_and_said_once(sound: Path) -> None:
     assert report["warnings"] == []
 
 
+def test_a_few_duplicates_of_many_cases_are_not_grave(sound: Path) -> None:
+    change(sound, "site_ready", site="riverside", to={"duplicates": 1})  # of 32 validation and test cases
+    assert not doubts_of(sound)["duplicates"]["grave"]
+
+
+def with_copies(folder: Path, *rows: tuple[str, str, str, str, int]) -> dict[str, Any]:
+    keys = ("hospital", "split", "of", "of_split", "cases")
+    found = json.loads((folder / "run.json").read_text())
+    found["copies"] = [dict(zip(keys, row, strict=True)) for row in rows]
+    (folder / "run.json").write_text(json.dumps(found))
+    return doubts_of(folder)["copies"]
+
+
+def test_copies_between_hospitals_are_said_with_their_numbers(sound: Path) -> None:
+    doubt = with_copies(
+        sound,
+        ("north-clinic", "validation", "university", "train", 1),
+        ("riverside", "test", "university", "train", 20),
+    )
+    assert doubt["grave"]
+    assert "20 of 24 test cases of riverside are copies of training cases of university; 1 of 8 val" in doubt["text"]
+
+
+def test_one_copy_of_many_cases_is_not_grave(sound: Path) -> None:
+    assert not with_copies(sound, ("riverside", "test", "university", "train", 1))["grave"]
+
+
+def test_one_copy_at_a_small_hospital_is_not_grave(sound: Path) -> None:
+    change(sound, "site_ready", site="riverside", to={"cases": {"train": 30, "validation": 4, "test": 4}})
+    assert not with_copies(sound, ("riverside", "test", "university", "train", 1))["grave"]
+
+
+def test_copies_at_many_hospitals_are_one_sentence_of_bearable_length(sound: Path) -> None:
+    rows = [("riverside", "test", f"hospital-{number}", "train", 2) for number in range(9)]
+    assert "; and 12 more elsewhere." in with_copies(sound, *rows)["text"]
+
+
 def classes(**by_site: dict[str, int]) -> Any:
     return lambda e: {"classes": {"train": by_site[e["site"].replace("-", "_")], "test": {}}}
 
@@ -155,6 +193,71 @@ def test_few_test_patients_in_all_are_grave_and_few_at_one_hospital_are_not(soun
     change(sound, "site_ready", to=lambda e: {"patients": e["patients"] | {"test": 6}})
     doubt = doubts_of(sound)["few_patients"]
     assert doubt["grave"] and doubt["text"] == "All numbers rest on 18 test patients in all."
+
+
+def with_classes(folder: Path, **counts: list[int]) -> None:
+    """Test cases of every class by the first letters of a hospital, 100 patients each, and one class of a case."""
+
+    def ready(event: dict[str, Any]) -> dict[str, Any]:
+        names = ["normal", "pneumonia"]
+        by_class = dict(zip(names, counts[event["site"][:5]], strict=True))
+        cases = event["cases"] | {"test": sum(by_class.values())}
+        return {"classes": {"test": by_class}, "cases": cases, "patients": event["patients"] | {"test": 100}}
+
+    change(folder, "site_ready", to=ready)
+
+
+def test_a_ranking_that_rests_on_few_cases_of_a_class_is_said_once_for_all_hospitals(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", job("classification"), classification_evaluations())
+    with_classes(folder, north=[8, 92], river=[50, 50], unive=[81, 19])
+    doubt = doubts_of(folder)["few_cases"]
+    assert not doubt["grave"]
+    assert doubt["text"] == (
+        "AUROC rests on fewer than 20 test cases of one kind at north-clinic (8 'normal') and "
+        "university (19 'pneumonia')."
+    )
+    with_classes(folder, north=[20, 80], river=[50, 50], unive=[80, 20])
+    assert "few_cases" not in doubts_of(folder)
+
+
+def test_a_ranking_that_rests_on_few_cases_of_a_class_in_all_is_grave(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", job("classification"), classification_evaluations())
+    with_classes(folder, north=[4, 96], river=[3, 97], unive=[5, 95])
+    doubt = doubts_of(folder)["few_cases"]
+    assert doubt["grave"] and doubt["text"] == "AUROC rests on few test cases in all: 12 'normal'."
+
+
+def test_findings_that_nearly_every_case_has_leave_few_without(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", job("classification"), classification_evaluations())
+
+    def several(event: dict[str, Any]) -> dict[str, Any]:
+        without = 3 if event["site"] == "riverside" else 40
+        numbers = {"normal": 100 - without, "pneumonia": 60}
+        return {
+            "classes": {"test": numbers},
+            "cases": event["cases"] | {"test": 100},
+            "patients": event["patients"] | {"test": 100},
+        }
+
+    change(folder, "site_ready", to=several)
+    assert "at riverside (3 without 'normal')." in doubts_of(folder)["few_cases"]["text"]
+
+
+def test_an_organ_that_few_test_cases_have_is_said(sound: Path) -> None:
+    def ready(event: dict[str, Any]) -> dict[str, Any]:
+        posterior = 3 if event["site"] == "riverside" else 24
+        return {"classes": {"test": {"background": 24, "anterior": 24, "posterior": posterior}}}
+
+    change(sound, "site_ready", to=ready)
+    text = doubts_of(sound)["few_cases"]["text"]
+    assert text == "The Dice of an organ rests on fewer than 20 test cases of one kind at riverside (3 'posterior')."
+
+
+def test_hospitals_of_few_patients_are_not_told_of_twice(sound: Path) -> None:
+    there = {"classes": {"test": {"background": 6, "anterior": 6}}}
+    change(sound, "site_ready", to=lambda e: {"classes": {"test": {"background": 24, "anterior": 24}}})
+    change(sound, "site_ready", site="riverside", to=lambda e: there | {"patients": e["patients"] | {"test": 6}})
+    assert list(doubts_of(sound)) == ["few_patients"]
 
 
 def test_harmed_hospitals_are_named(tmp_path: Path) -> None:

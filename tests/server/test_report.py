@@ -378,6 +378,27 @@ def test_what_the_hospitals_keep_is_counted(tmp_path: Path) -> None:
     assert sentence in report["answer"][2] and sentence in text
 
 
+def test_a_hospital_that_could_not_choose_is_named_with_the_reason(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
+    found["choices"]["university"] |= {"why": "its validation masks have no posterior"}
+    report, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert "university had no choice but the federated model: its validation masks lack an organ." in report["answer"]
+    assert "university keeps the federated model: its validation masks have no posterior." in text
+
+
+def test_hospitals_with_numbers_stand_in_their_order(tmp_path: Path) -> None:
+    folder = fabricate(tmp_path / "run", found=with_more_models(evaluations(dict.fromkeys(SITES, 0.04))))
+    renamed = dict(zip(SITES, ("hospital-10", "hospital-2", "hospital-1"), strict=True))
+    for path in (path for path in folder.rglob("*.json*") if path.is_file()):
+        path.write_text(re.sub("|".join(SITES), lambda found: renamed[found[0]], path.read_text()))
+    report, order = facts_of(folder), ["hospital-1", "hospital-2", "hospital-10"]
+    assert report["run"]["sites"] == list(report["sites"]) == tables.hospitals(report) == order
+    assert [row["model"] for row in tables.everywhere(report, "dice")][:3] == [f"local:{name}" for name in order]
+    assert [row["hospital"] for row in tables.choices(report)["rows"]] == order
+    for rows in (report["models"]["federated"], report["verdicts"]["federated-local"]):
+        assert list(rows) == [*order, "all"]
+
+
 def test_the_matrix_outlines_what_is_a_hospitals_own(tmp_path: Path) -> None:
     found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
     folder = fabricate(tmp_path / "run", found=found)
