@@ -34,7 +34,10 @@ ASKED = {
     "prepare": ("query.prepare", {}),
     "train": ("train", {"round": 1, "best_used": 0, "last_used": 0}),
     "alone": ("train.alone", {"steps": 0}),
-    "evaluate": ("evaluate", {"split": "test", "replicates": 3, "model": "federated", "round": 1, "last_used": 0, "variant": ""}),
+    "evaluate": (
+        "evaluate",
+        {"split": "test", "replicates": 3, "model": "federated", "round": 1, "last_used": 0, "variant": ""},
+    ),
 }
 
 # What must not leave begins with something that no honest reply holds.

@@ -127,7 +127,7 @@ def test_too_few_patients_to_train_on_refuse_the_job_and_to_judge_on_the_questio
     few = {"train": 9, "validation": 3, "test": 12}
     assert set(verdict(policy(), job(), patients=few)) == {"policy.min_patients"}
     assert answer(policy(), "train", patients=few) == {"policy.min_patients"}
-    on_validation = {"model": "global", "split": "validation", "replicates": 0, "round": 0, "last_used": 0, "variant": ""}
+    on_validation = FIELDS["evaluate"] | {"split": "validation", "replicates": 0, "round": 0, "last_used": 0}
     assert answer(policy(), "evaluate", fields=on_validation, patients=few) == {"policy.min_patients"}
     assert answer(policy(), "evaluate", patients=few) == set()
     assert answer(policy(min_patients=3), "evaluate", fields=on_validation, patients=few) == set()
