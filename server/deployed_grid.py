@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -92,7 +93,7 @@ class DeployedGrid(Grid):
         self._incoming: dict[str, Incoming] = {}  # message id -> its reply, of which a part has come
         self._connected: dict[int, str] = {}
         self._look_at = 0.0
-        self._last: tuple[RecordDict, RecordDict] | None = None  # as it was given, and packed
+        self._last: dict[str, tuple[Any, Any]] = {}  # record of the last message, as it was given and packed
 
     def set_run(self, run: object) -> None:
         raise NotImplementedError("the run of a deployed grid is the one that it was made for")
@@ -225,10 +226,16 @@ class DeployedGrid(Grid):
         return Message(content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl)
 
     def _packed(self, content: RecordDict) -> RecordDict:
-        """What goes to several sites in turn is packed once."""
-        if self._last is None or self._last[0] is not content:
-            self._last = content, packed(content)
-        return self._last[1]
+        """What goes to several sites in turn, such as the global model, is packed once."""
+        new = RecordDict({name: record for name, record in content.items() if not self._was_last(name, record)})
+        fresh = packed(new)
+        self._last = {
+            name: (record, fresh[name]) if name in fresh else self._last[name] for name, record in content.items()
+        }
+        return RecordDict({name: record for name, (_, record) in self._last.items()})
+
+    def _was_last(self, name: str, record: object) -> bool:
+        return name in self._last and self._last[name][0] is record
 
     def _note(self, message_id: str, message: Message) -> None:
         metadata, now = message.metadata, time.time()
