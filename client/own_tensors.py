@@ -39,7 +39,7 @@ class Own:
     personal: Weights = field(default_factory=dict)
     """The whole of a model that is this site's alone."""
     round: int = 0
-    """That it is of; 0 before the first."""
+    """The round behind which the site has it; 0 before its first."""
 
 
 def keep_own(own: Own, site: Site, last_used: int, best_used: int) -> bool:
@@ -104,7 +104,7 @@ def load_own(network: nn.Module, site: Site, job: Job, last_used: int) -> None:
 
 
 def personal_model(site: Site, job: Job, last_used: int) -> Weights | None:
-    """The site's personal model, whole; None where the algorithm has none. Arguments and errors are `load_own`'s."""
+    """The site's personal model, whole; None before its first round. Arguments and errors are `load_own`'s."""
     return _read_exactly(site, job, last_used).personal or None
 
 

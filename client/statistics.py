@@ -3,7 +3,7 @@
 Nothing of a single patient is told. A histogram is microaggregated (Domingo-Ferrer and Mateo-Sanz 2002): neighbouring
 cells are put together until at least the least number of patients is in each, so that no patient is lost and none
 stands alone; a class that too few patients have is left out, and one that too few lack is told as if all had it.
-Smallest and largest values are never told.
+So are a channel and labels, which some images have not, in sums of shares. Smallest and largest values are never told.
 """
 
 from __future__ import annotations
@@ -147,25 +147,43 @@ class _Counting:
                     who.add(number)
 
     def told(self) -> Tables:
-        """The sums, without any cell that rests on too few patients."""
+        """The sums, without any cell that rests on too few patients, or that too few are missing from."""
         tables = {name: values.copy() for name, values in self._sums.items()}
         suppressed = 0
         for name in HISTOGRAMS:
             for row in range(len(tables.get(name, ()))):
                 tables[name][row], merged = self._microaggregated(name, row)
                 suppressed += merged
-        # What is left of all patients must not tell of a few, either.
-        patients, spacing, classes = int(tables["patients"][0]), tables["spacing_known"], tables["classes"]
-        if self._is_few(spacing).any():
-            spacing[:] = 0
+        if self._is_few(tables["spacing_known"]).any():
+            tables["spacing_known"][:] = 0
             suppressed += 2
-        rare, common = self._is_few(classes), self._is_few(patients - classes)
-        classes[rare], classes[common] = 0, patients
-        suppressed += int(rare.sum() + common.sum())
+        suppressed += self._hide_few_of_class(tables["classes"], int(tables["patients"][0]))
         few = tables["landmark_patients"] < self._least
         tables["landmark_patients"][few] = tables["landmarks"][few] = 0
+        self._hide_few_without_shares(tables)
         tables["suppressed"][0] = suppressed
         return tables
+
+    def _hide_few_of_class(self, classes: Table, patients: int) -> int:
+        """Changes the counts of patients so that no few of them have a class, or lack it; how many it has changed."""
+        before = classes.copy()
+        rare, common = self._is_few(classes), self._is_few(patients - classes)
+        classes[rare], classes[common] = 0, patients
+        # Where classes exclude each other, those that are left out are what the others leave of all patients.
+        while 0 < patients - classes.sum() < self._least:
+            classes[classes == classes[classes > 0].min()] = 0
+        return int((classes != before).sum())
+
+    def _hide_few_without_shares(self, tables: Tables) -> None:
+        """Scales shares up to all patients where too few have none: a sum of shares is the number that have them."""
+        everybody = int(tables["patients"][0]) * MILLION
+        rows = [(row, row.sum()) for name in ("intensity", "foreground") for row in tables.get(name, ())]
+        rows += [(row, row[-1]) for row in tables["landmarks"]]  # the last one is the whole way
+        for row, whole in rows:
+            if whole and everybody - whole < self._least * MILLION:
+                row[:] = np.floor(row * (everybody / whole))
+        common = self._is_few(tables["patients"] - tables["landmark_patients"])
+        tables["landmark_patients"][common] = tables["patients"][0]
 
     def _is_few(self, counts: Table) -> NDArray[np.bool_]:
         return (counts > 0) & (counts < self._least)

@@ -68,7 +68,7 @@ class Update:
     loss: float
     seconds: float
     went_on_from: int
-    """The round behind which what it keeps at home is that it went on from."""
+    """Behind this round it had kept at home what it went on with; 0 where it began anew."""
 
 
 def fault_of(reply: Message) -> str | None:

@@ -118,7 +118,7 @@ class CheckpointStore:
         for path in notes:
             try:
                 return self._read(path)
-            except (ValueError, KeyError, TypeError, OSError, safetensors.SafetensorError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, safetensors.SafetensorError) as error:
                 warn(f"checkpoint {path.with_suffix('.safetensors')} is damaged ({error}); going back one round")
         # The first round's tensors without a JSON file are those of a run that was killed between the two.
         lost = [path for path in self.folder.glob("round-*.safetensors") if path.stem != "round-00001"]

@@ -58,7 +58,8 @@ def choose_models(
             {name: by_site.get(site) for name, by_site in values.items()},
             _why_no_choice(job, federated[site]) if site in federated else None,
         )
-        for site in sorted(result.sites)
+        for site, of in sorted(result.sites.items())
+        if of.cases["validation"] or of.cases["test"]  # or it is asked for nothing, and keeps none
     }
 
 

@@ -33,7 +33,7 @@ class QFedAvg(Algorithm):
     needs_initial_loss: ClassVar[bool] = True
 
     name: Literal["qfedavg"] = "qfedavg"
-    # With a larger one, losses of a whole decade would have the smallest weight, 1, or the largest.
+    # With 3, the whole-numbered weights tell losses from 0.025 to 20 apart; with 10 only those from 0.33 to 2.5.
     q: float = Field(1.0, ge=0, le=3, description="How much more; 0 weighs all sites alike.")
 
     def extra(self, tensors: Sequence[TensorInfo]) -> dict[str, Shape]:

@@ -84,6 +84,43 @@ def test_what_is_left_of_all_patients_tells_of_no_few(volumes):
     assert told["suppressed"][0] == 3
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0, 0, 0, 0, 1, 1, 1], [4, 3, 0]),
+        ([0, 0, 0, 0, 0, 1, 1], [7, 0, 0]),
+        ([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2], [0, 5, 0]),  # 4 would leave 2 of 11 for the last class
+        ([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2], [0, 0, 0]),
+    ],
+)
+def test_a_rare_class_is_not_what_the_others_leave_of_all_patients(labels, told):
+    counting = _Counting(VOLUMES, LEAST)
+    for number, label in enumerate(labels):
+        tables = {name: np.zeros(shape) for name, shape in table_shapes(VOLUMES).items() if name != "patients"}
+        tables["classes"][label] = 1
+        counting.add(number, tables)
+    assert counting.told()["classes"].tolist() == told
+
+
+@pytest.mark.parametrize(("without", "as_all"), [(0, True), (1, True), (2, True), (3, False)])
+def test_sums_of_shares_do_not_tell_of_a_few_who_have_none(without, as_all):
+    """As of patients without a lesion, whose images have no voxel with a label."""
+    counting = _Counting(VOLUMES, LEAST)
+    for number in range(7):
+        tables = {name: np.zeros(shape) for name, shape in table_shapes(VOLUMES).items() if name != "patients"}
+        if number >= without:
+            tables["intensity"][0, [400, 500]] = tables["foreground"][0, [600, 700]] = MILLION // 2
+            tables["landmarks"][0] = np.linspace(0, 1, 11) * MILLION
+            tables["landmark_patients"][0] = 1
+        counting.add(number, tables)
+    told = counting.told()
+    having = 7 if as_all else 7 - without
+    for name in ("intensity", "foreground"):
+        assert told[name].sum() == pytest.approx(having * MILLION, abs=2)
+    assert told["landmark_patients"].tolist() == [having]
+    np.testing.assert_allclose(told["landmarks"][0] / having, np.linspace(0, 1, 11) * MILLION, atol=1)
+
+
 def test_sizes_count_in_voxels_where_grids_are_kept(volumes):
     job = VOLUMES.model_copy(
         update={"federation": VOLUMES.federation.model_validate({"rounds": 1, "statistics": {"decide": ["crop"]}})}

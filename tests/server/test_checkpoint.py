@@ -55,7 +55,7 @@ def test_going_back_one_round_finds_the_best_of_then(tmp_path):
     np.testing.assert_array_equal(again.weights_of(1)["a"], state(1).weights["a"])
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "note"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "note", "another note"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tmp_path, damage):
     store = CheckpointStore(tmp_path, "job")
     store.save(state(1), 10)
@@ -69,8 +69,10 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(tmp_path, dama
         path.write_bytes(content)
     elif damage == "remove":
         path.unlink()
-    else:
+    elif damage == "note":
         note.write_text(note.read_text()[:20])
+    else:
+        note.write_text("null")
     said = []
     loaded, events_size = store.load(said.append)
     assert (loaded.round, events_size) == (1, 10)
