@@ -224,8 +224,9 @@ def _federation(job: Job) -> str:
     who = (
         f"{federation.sites_per_round} hospitals drawn each" if federation.sites_per_round else "all hospitals in each"
     )
-    quorum = f"at least {federation.quorum}" if federation.quorum else "more than half"
     algorithm, how = federation.algorithm, federation.aggregation
+    fewest = f" and at least {how.fewest}" if how.fewest > 1 else ""
+    quorum = f"at least {max(federation.quorum, how.fewest)}" if federation.quorum else f"more than half{fewest}"
     server = algorithm.server_optimizer.name
     stepped = f" with server {server}" if server != "none" else ""
     combined = f", updates combined by {how.name}{_settings(how)}" if how.name != "mean" else ""

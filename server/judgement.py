@@ -21,6 +21,7 @@ from shared_models import subgroups
 from shared_models.comparisons import ENSEMBLE
 from shared_models.errors import BadInput
 from shared_models.job import Job
+from shared_models.page import listed
 from shared_models.tasks import Sums, Task, task_of
 from shared_models.tasks.bootstrap import difference, interval, pooled
 from shared_models.weights import Weights, from_record, mismatch, to_record
@@ -221,7 +222,7 @@ def _mean_over_hospitals(task: Task, by_site: Mapping[str, Sums]) -> dict[str, N
     rows: dict[str, list[NDArray[np.float64]]] = {}
     for sums in by_site.values():
         for name, row in task.metrics(sums).items():
-            if name.split("/")[0] in task.across_classes:
+            if task.is_across_classes(name):
                 rows.setdefault(name, []).append(row)
     defined = {name: [row for row in found if np.isfinite(row[0])] for name, found in rows.items()}
     return {name: np.mean(defined[name] or found[:1], axis=0) for name, found in rows.items()}
@@ -298,18 +299,32 @@ def _of_one_model(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sum
 
 
 def undefined(evaluations: Mapping[str, Any]) -> str | None:
-    """One sentence that names the hospitals where the federated model's main metric has no value; None if all have."""
-    main = next(name for name, info in evaluations["metrics"].items() if info["headline"])
-    rows = {site: metrics[main] for site, metrics in evaluations["models"][FEDERATED].items()}
+    """One sentence that names the hospitals where the federated model's main metric has no value, and which others have
+    none there; None if it has one everywhere."""
+    main, *others = (name for name, info in evaluations["metrics"].items() if info["headline"])
+    federated = evaluations["models"][FEDERATED]
+    rows = {site: metrics[main] for site, metrics in federated.items()}
     overall = rows.pop("all")
     without = {site: row["why"] for site, row in rows.items() if row["value"] is None}
     if not without:
         return None
     label, why = evaluations["metrics"][main]["label"], next(iter(without.values()))
+    alike = [name for name in others if undefined_alike(federated, main, name)]
+    nor = [evaluations["metrics"][name]["label"] for name in alike]
+    also = f", nor {'have' if len(nor) > 1 else 'has'} {listed(nor)}" if nor else ""
     if overall["value"] is None:
-        end = "so it has none over all"
+        end = "so there is none over all"
     elif overall["n"] > sum(row["n"] for row in rows.values()):
-        end = "these hospitals count in the value over all"
+        end = f"these hospitals count in the {label} over all"
     else:
-        end = "these hospitals do not count in the value over all, which is the mean over the others"
-    return f"{label} has no value at {', '.join(without)} ({why}); {end}"
+        end = f"these hospitals do not count in the {label} over all, which is the mean over the others"
+    return f"{label} has no value at {', '.join(without)} ({why}){also}; {end}"
+
+
+def undefined_alike(by_hospital: Mapping[str, Mapping[str, Any]], main: str, other: str) -> bool:
+    """Whether a metric of a model has no value at the hospitals where the main one has none, for the same reason."""
+    lacking = [rows for site, rows in by_hospital.items() if site != "all" and rows[main]["value"] is None]
+    return all(
+        other in rows and rows[other]["value"] is None and rows[other].get("why") == rows[main].get("why")
+        for rows in lacking
+    )

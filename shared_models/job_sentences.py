@@ -69,9 +69,8 @@ class _Place:
     annotation: Any  # None where the models know nothing
     constraints: Sequence[Any]
     parent: type[BaseModel]  # the innermost section on the way
-    kinds: Mapping[
-        str, type[BaseModel]
-    ]  # those that the innermost section could be, by the value that tells them apart
+    # What the innermost section could be, by the value that tells one kind from another.
+    kinds: Mapping[str, type[BaseModel]]
 
 
 def _refusal(model: type[BaseModel], problem: dict[str, Any], at: Path) -> Refusal:

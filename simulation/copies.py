@@ -36,7 +36,7 @@ def copies(manifests: Mapping[str, Path], job: Job) -> list[dict[str, Any]]:
     another hospital.
 
     Rows of an npz are equal if their pixels are, files if their bytes are. A file is read only where another one has
-    its size, so that a large data set costs a look at every file and no more.
+    its size, so that a large data set of files costs a look at every one and no more; rows are always read.
 
     Args:
         manifests: by hospital, as `write_hospitals` returns them: where a scanner or an annotator has rewritten an
@@ -76,11 +76,20 @@ def _divided(members: Sequence[_Member], key: Callable[[_Member], Hashable]) -> 
 
 
 def _sizes(member: _Member) -> Hashable:
-    """Bytes of the files of a case, 0 for an image that the hospital lacks; None where a file is missing."""
+    """Bytes of the files of a case, 0 for an image that the hospital lacks; None where a file is missing.
+
+    Of a row of an npz nothing is said, as equal pixels may lie in files of any size.
+    """
     try:
-        return tuple(file_of(image, member.folder).stat().st_size if image else 0 for image in member.case.images)
+        return tuple(_size(image, member.folder) for image in member.case.images)
     except OSError:
         return None
+
+
+def _size(image: str, folder: Path) -> int | None:
+    if row_of(image):
+        return None
+    return file_of(image, folder).stat().st_size if image else 0
 
 
 def _contents(member: _Member, job: Job) -> Hashable:

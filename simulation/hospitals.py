@@ -113,7 +113,7 @@ def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest,
 
     Raises:
         BadInput: the split manifest was made for other cases than these, or the job names hospitals that it has not,
-            or groups that no case is in.
+            a column that the cases lack, or one of which no case is in any of the job's groups.
     """
     split.check_against(cases)
     _check_names(job, split.hospitals)

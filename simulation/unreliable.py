@@ -49,7 +49,9 @@ def check_participation(job: Job, hospitals: Sequence[str]) -> None:
             if len(there) == len(hospitals):
                 who = f"there are {len(hospitals)} hospitals"
             remedy = f"set federation.quorum to at most {len(there)}"
-            if how.fewest > len(there):
+            if not there:
+                remedy = "let some of them join earlier or leave later"
+            elif how.fewest > len(there):
                 remedy = f"{how.name} takes no fewer than {how.fewest}: have more hospitals, or another aggregation"
             raise BadInput(f"{who}, and a round needs {needed} updates; {remedy}")
 

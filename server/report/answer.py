@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.judgement import undefined_alike
 from server.report.models import LOCAL, by_hospital, name_of
 from shared_models.page import fixed, interval_text, listed, plural
 
@@ -109,23 +110,28 @@ def told(found: dict[str, list[str]]) -> int:
 
 def kept_count(report: Row) -> dict[str, list[str]]:
     """Model -> the hospitals that keep it, by the do-no-harm gate; most hospitals first."""
+    return _by_model(report["choices"])
+
+
+def _by_model(choices: Row) -> dict[str, list[str]]:
     kept: dict[str, list[str]] = {}
-    for hospital, choice in report["choices"].items():
+    for hospital, choice in choices.items():
         kept.setdefault(LOCAL if choice["kept"].startswith(LOCAL) else choice["kept"], []).append(hospital)
     return dict(sorted(kept.items(), key=lambda entry: -len(entry[1])))
 
 
 def _kept(report: Row) -> list[str]:
-    kept = kept_count(report)
-    if not kept:
-        return []
-    total = sum(map(len, kept.values()))
-    (first, there), *others = kept.items()
-    verb = "keeps" if len(there) == 1 else "keep"
-    text = f"By their own validation patients, {len(there)} of {total} hospitals {verb} {_noun(first, there)}"
-    more = [f"{len(names)} {_noun(model, names)} ({listed(names)})" for model, names in others]
-    answer = [f"{text}, {listed(more)}." if more else f"{text}."]
-    if without := [hospital for hospital, choice in report["choices"].items() if choice.get("why")]:
+    answer = []
+    without = [hospital for hospital, choice in report["choices"].items() if choice.get("why")]
+    chosen = {hospital: choice for hospital, choice in report["choices"].items() if hospital not in without}
+    if chosen:
+        (first, there), *others = _by_model(chosen).items()
+        hospitals = plural(len(chosen), "hospital")
+        verb = "keeps" if len(there) == 1 else "keep"
+        text = f"By their own validation patients, {len(there)} of {hospitals} {verb} {_noun(first, there)}"
+        more = [f"{len(names)} {_noun(model, names)} ({listed(names)})" for model, names in others]
+        answer.append(f"{text}, {listed(more)}." if more else f"{text}.")
+    if without:
         masks = "its validation masks lack" if len(without) == 1 else "their validation masks lack"
         answer.append(f"{listed(without)} had no choice but the federated model: {masks} an organ.")
     return answer
@@ -215,14 +221,20 @@ def uncertain(report: Row) -> list[str]:
 def _undefined(report: Row) -> list[str]:
     """Which of the main metrics have no value where, hospitals with the same reason together.
 
-    Of the very first one the coordinator says so itself, in a `warning` event.
+    Of the very first one, and of those that lack a value where it does, the coordinator says so itself, in a `warning`
+    event.
     """
-    main = [name for name, info in report["metrics"].items() if info["headline"]][1:]
+    main, *others = [name for name, info in report["metrics"].items() if info["headline"]]
+    federated = report["models"].get("federated", {})
+    alike = [name for name in others if undefined_alike(federated, main, name)]
+    said = [(place, rows[main].get("why")) for place, rows in federated.items() if rows[main].get("value") is None]
     found: dict[str, tuple[list[str], list[str]]] = {}
     for judged in report["models"].values():
         for hospital, metrics in judged.items():
-            for name in main:
-                if name in metrics and metrics[name].get("value") is None:
+            for name in others:
+                if name not in metrics or (name in alike and (hospital, metrics[name].get("why")) in said):
+                    continue
+                if metrics[name].get("value") is None:
                     why = metrics[name].get("why") or "no reason on record"
                     labels, places = found.setdefault(why, ([], []))
                     labels.append(report["metrics"][name]["label"])

@@ -196,7 +196,7 @@ def _readable(folders: Sequence[Path], metric: str | None, model: str) -> tuple[
             runs.append(run)
     if not runs:
         raise BadInput("\n".join(f"{row['run']} cannot be compared: {row['why']}" for row in missing))
-    across_classes = runs[0].metric.split("/")[0] in task_of(runs[0].record.job).across_classes
+    across_classes = task_of(runs[0].record.job).is_across_classes(runs[0].metric)
     if not across_classes or not any(run.differs for run in runs):
         return runs, missing
     unlike = {run.name for run in runs if not run.differs and run.model not in _mean_over_hospitals(run)}

@@ -48,9 +48,14 @@ def answer(comparison: Row) -> list[str]:
     ):
         names = [test["method"] for test in comparison["tests"] if test["verdict"] == word]
         if names:
-            sentences.append(text.format(reference, listed(names)))
-    about = (_about_means, _about_few_patients, _about_hospitals, _about_seeds, _missing)
+            sentences.append(text.format(reference, _methods(names)))
+    about = (_about_means, _about_ranks, _about_hospitals, _about_seeds, _missing)
     return sentences + [sentence for say in about for sentence in say(comparison)]
+
+
+def _methods(labels: list[str]) -> str:
+    """A label may hold commas of its own."""
+    return "; ".join(labels) if any("," in label for label in labels) else listed(labels)
 
 
 def _about_means(comparison: Row) -> list[str]:
@@ -63,7 +68,7 @@ def _about_means(comparison: Row) -> list[str]:
     ]
 
 
-def _about_few_patients(comparison: Row) -> list[str]:
+def _about_ranks(comparison: Row) -> list[str]:
     """Where the test over patients is sure of one side, and the mean is on the other."""
     names = [
         test["method"]
@@ -75,8 +80,8 @@ def _about_few_patients(comparison: Row) -> list[str]:
     if not names:
         return []
     return [
-        f"For {listed(names)}, the mean and most patients disagree, by the ranks of their differences: many small ones "
-        "go one way, a few large ones the other."
+        f"For {_methods(names)}, the mean and most patients disagree, by the ranks of their differences: many small "
+        "ones go one way, a few large ones the other."
     ]
 
 
@@ -90,10 +95,11 @@ def _about_hospitals(comparison: Row) -> list[str]:
             "the mean of the hospitals": (method["mean_of_hospitals"], reference["mean_of_hospitals"]),
             "the worst hospital": tuple((row["worst"] or {}).get("value") for row in (method, reference)),
         }
+        shown = {what: [fixed(value, comparison["digits"]) for value in pair] for what, pair in pairs.items()}
         against = [
-            f"{what} {fixed(ours, comparison['digits'])} against {fixed(theirs, comparison['digits'])}"
+            f"{what} {' against '.join(shown[what])}"
             for what, (ours, theirs) in pairs.items()
-            if None not in (ours, theirs) and sign * (ours - theirs) < 0
+            if None not in (ours, theirs) and sign * (ours - theirs) < 0 and len(set(shown[what])) == 2
         ]
         if against:
             sentences.append(
@@ -111,10 +117,10 @@ def _about_seeds(comparison: Row) -> list[str]:
         if test["verdict"] in (BETTER, WORSE) and (test["seeds"]["p_holm"] or 0.0) >= SIGNIFICANT
     ]
     if lucky:
-        sentences.append(f"Over the seeds that is not certain for {listed(lucky)}: it may be chance in training.")
+        sentences.append(f"Over the seeds that is not certain for {_methods(lucky)}: it may be chance in training.")
     few = [test["method"] for test in comparison["tests"] if test["seeds"]["p"] is None]
     if few:
-        who = "" if len(few) == len(comparison["tests"]) else f" for {listed(few)}"
+        who = "" if len(few) == len(comparison["tests"]) else f" for {_methods(few)}"
         sentences.append(f"Chance in training was not tested{who}: that needs {tests.FEWEST_SEEDS} seeds in common.")
     return sentences
 

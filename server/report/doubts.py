@@ -186,9 +186,10 @@ def one_class(report: Row) -> Iterator[Doubt]:
         return
     found = []
     for site, row in report["sites"].items():
-        cases = row["cases"].get(split)
-        alone = [name for name, count in row["classes"].get(split, {}).items() if count and count == cases]
-        if site in judged and alone:
+        by_class: dict[str, int] = row["classes"].get(split, {})
+        alone = [name for name, count in by_class.items() if count]
+        # Where cases may have several findings, one that all of them have is not the only one.
+        if site in judged and len(alone) == 1 and by_class[alone[0]] == row["cases"].get(split):
             found.append(f"{site} ({listed(alone)})")
     if found:
         text = (
@@ -314,7 +315,9 @@ def learning(report: Row) -> Iterator[Doubt]:
     if best == 1 < last:
         first, end = fixed(values.get(1), 3), fixed(rows[-1][1], 3)
         text = f"The first round was the best one of {last} (validation {label} {first}, at the end {end}): "
-        text += "no later one was better." if first == end else "the rounds after it made the model worse."
+        # A later value may be larger where other hospitals were there: rounds are compared over those of both.
+        worse = first != end and rows[-1][1] < values[1]
+        text += "the rounds after it made the model worse." if worse else "no later one was better."
         yield Doubt("best_round_first", False, text, "Try another learning rate, or fewer local steps.")
     quarter = max(1, last // 4)
     earlier = [value for number, value in rows if number <= last - quarter]

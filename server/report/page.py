@@ -46,7 +46,7 @@ def _render(record: RunRecord, report: Row) -> str:
         .render(
             report=report,
             metric=metric,
-            across_classes=bool(metric) and metric.split("/")[0] in task_of(record.job).across_classes,
+            across_classes=bool(metric) and task_of(record.job).is_across_classes(metric),
             compared={
                 "local": any(model.startswith(LOCAL) for model in report["models"]),
                 "pooled": POOLED in report["models"],

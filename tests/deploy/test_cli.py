@@ -142,7 +142,7 @@ def test_check_says_how_hospitals_differ_and_how_their_updates_become_one(here: 
         "participation: hospital-3 answers 0.5",
         "faulty: hospital-4 kind sign_flip",
         "fedprox (mu 0.5)",
-        "more than half must reply within 60 s",
+        "more than half and at least 5 must reply within 60 s",
         "updates combined by krum (faulty 1, keep 2), all hospitals count alike",
         "stops after 3 validations without a better one",
     ):

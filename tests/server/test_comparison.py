@@ -135,6 +135,19 @@ def test_a_small_but_steady_gain_is_found_and_noise_is_not(run):
     assert unclear["patients"]["low"] < 0 < unclear["patients"]["high"]
 
 
+def test_labels_with_commas_are_kept_apart_in_a_sentence(run):
+    learning = {"patience": 3}
+    runs = [
+        run(str(n), dice_of(0.8), weighting=weighting, **FEDPROX, **learning)
+        for n, weighting in enumerate(("cases", "equal"))
+    ]
+    plain = run("plain", dice_of(0.8))
+    labels = [method["label"] for method in compare_runs([plain, *runs])["methods"]]
+    assert all("," in label for label in labels[1:])
+    (said,) = [text for text in compare_runs([plain, *runs])["answer"] if text.startswith("No clear difference")]
+    assert said.endswith(f"on the same patients: {labels[1]}; {labels[2]}.")
+
+
 def test_worse_is_said_where_smaller_is_better(run):
     runs = [run("a", dice_of(0.8)), run("b", dice_of(0.8, gain=-0.03, noise=0.01), **FEDPROX)]
     comparison = compare_runs(runs, metric="hd95")

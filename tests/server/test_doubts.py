@@ -302,6 +302,9 @@ def test_a_hospital_with_one_class_to_judge_on_is_said(tmp_path: Path) -> None:
     assert "one class at north-clinic (normal) and university (pneumonia)" in doubt["text"]
     tested(north=23, river=10, unive=1)
     assert "one_class_judged" not in doubts_of(folder)
+    tested(north=23, river=10, unive=1)
+    change(folder, "site_ready", site="riverside", to={"classes": {"test": {"normal": 24, "pneumonia": 5}}})
+    assert "one_class_judged" not in doubts_of(folder)  # of several findings, one that every case has
 
 
 def test_a_kept_model_that_is_worse_than_the_federated_one_is_said(tmp_path: Path) -> None:

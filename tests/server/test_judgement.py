@@ -159,7 +159,7 @@ def test_where_each_hospital_has_one_class_models_of_their_own_have_no_ranking()
     sums = {"federated": {"a": sums_of("a", [0.9] * 8, [1] * 8), "b": sums_of("b", [0.1] * 8, [0] * 8)}}
     found = judge(job(AT_HOME[0]), sums)
     assert value(found["models"]["federated"]["all"]["auroc"]) is None
-    assert undefined(found).endswith("so it has none over all")
+    assert undefined(found).endswith("so there is none over all")
     assert value(judge(job(ONE_MODEL), sums)["models"]["federated"]["all"]["auroc"]) == 1
 
 
@@ -168,8 +168,16 @@ def test_whether_a_hospital_without_a_value_counts_over_all_is_said():
     apart, together = judge(job(AT_HOME[0]), sums), judge(job(ONE_MODEL), sums)
     assert apart["models"]["federated"]["all"]["auroc"]["n"] == 180
     assert together["models"]["federated"]["all"]["auroc"]["n"] == 188
-    assert undefined(apart).endswith("do not count in the value over all, which is the mean over the others")
-    assert undefined(together).endswith("these hospitals count in the value over all")
+    assert undefined(apart).endswith("do not count in the AUROC over all, which is the mean over the others")
+    assert undefined(together).endswith("these hospitals count in the AUROC over all")
+
+
+def test_metrics_that_lack_a_value_where_the_main_one_does_are_named_with_it():
+    found = judge(job(ONE_MODEL), {"federated": noise() | {"d": sums_of("d", [0.5] * 8, [0] * 8)}})
+    assert undefined(found).startswith("AUROC has no value at d (")
+    assert "), nor have Average precision and Balanced accuracy; these hospitals" in undefined(found)
+    found["models"]["federated"]["d"]["average_precision"] |= {"value": 0.5}
+    assert "), nor has Balanced accuracy; these hospitals" in undefined(found)
 
 
 def test_the_roc_curve_of_hospitals_own_models_has_the_area_that_is_told():

@@ -164,6 +164,17 @@ def test_few_patients_undefined_metrics_and_quarantine_stand_under_the_answer(tm
     assert "hippocampus_017 riverside image has shape 35×51×35" in text
 
 
+def test_metrics_that_the_coordinator_names_with_the_main_one_are_not_named_again(tmp_path: Path) -> None:
+    found = evaluations(dict.fromkeys(SITES, 0.04))
+    for name in ("dice", "hd95"):
+        found["models"]["federated"]["riverside"][name] = entry(None)
+    found["models"]["pooled"]["university"]["hd95"] = entry(None)
+    warnings = facts_of(fabricate(tmp_path / "run", found=found))["warnings"]
+    assert [text for text in warnings if "HD95" in text] == [
+        "No value of HD95 (mm) at university (no case has this class)."
+    ]
+
+
 def test_what_a_file_of_initial_weights_gave_is_on_record(tmp_path: Path) -> None:
     matched = {"file": "first.pt", "sha256": "0" * 64, "matched": 58, "tensors": 60, "share": 0.99}
     matched |= {"missing": [], "other_shape": ["out.weight", "out.bias"], "unexpected": []}
@@ -382,8 +393,21 @@ def test_a_hospital_that_could_not_choose_is_named_with_the_reason(tmp_path: Pat
     found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
     found["choices"]["university"] |= {"why": "its validation masks have no posterior"}
     report, text = report_of(fabricate(tmp_path / "run", found=found))
+    kept = (
+        "By their own validation patients, 1 of 2 hospitals keeps the federated model, 1 its local model (riverside)."
+    )
+    assert kept in report["answer"]
     assert "university had no choice but the federated model: its validation masks lack an organ." in report["answer"]
-    assert "university keeps the federated model: its validation masks have no posterior." in text
+    assert "university 8 Federated no choice: its validation masks have no posterior" in text
+
+
+def test_where_no_hospital_could_choose_none_is_said_to_have(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
+    for choice in found["choices"].values():
+        choice |= {"kept": "federated", "why": "its validation masks have no posterior"}
+    answer = facts_of(fabricate(tmp_path / "run", found=found))["answer"]
+    assert not any("By their own validation patients" in sentence for sentence in answer)
+    assert any(sentence.startswith("north-clinic, riverside and university had no choice") for sentence in answer)
 
 
 def test_hospitals_with_numbers_stand_in_their_order(tmp_path: Path) -> None:

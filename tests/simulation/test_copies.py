@@ -96,6 +96,14 @@ def test_copies_in_the_same_split_or_at_the_same_hospital_are_no_leak_between_ho
     )
 
 
+def test_rows_of_npz_files_of_another_size_are_copies(write_job, pictures):
+    images = np.random.default_rng(0).integers(0, 255, (5, 16, 16), dtype=np.uint8)
+    np.savez(pictures / "one.npz", images=images)
+    np.savez(pictures / "other.npz", images=images[3:])
+    one, other = [("one.npz::images[0]", "train"), ("one.npz::images[4]", "train")], [("other.npz::images[1]", "test")]
+    assert found_between(write_job(), pictures, one, other) == [("other", "test", "one", "train", 1)]
+
+
 def test_images_that_no_hospital_uses_are_no_copies(write_job, pictures):
     missing = ("nowhere.png", "test")
     assert found_between(write_job(), pictures, [("black.png", "train")], [("dark.png", "test"), missing]) == []
