@@ -43,13 +43,13 @@ lint: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest -m "not system"
 
-# The faults of a network are mostly waited out, minutes each: they run beside everything else.
-FAULTS := tests/system/test_network_faults.py
+# The faults of a network are mostly waited out, minutes each: with the pages' commands they run beside the rest.
+BESIDE := tests/system/test_network_faults.py tests/docs
 
 test-system: $(VENV)/installed-ray
-	@log=$$(mktemp); $(BIN)/python -m pytest -m system $(FAULTS) >$$log 2>&1 & faults=$$!; \
-	$(BIN)/python -m pytest -m system --ignore=$(FAULTS); others=$$?; \
-	wait $$faults; beside=$$?; cat $$log; rm -f $$log; exit $$((others || beside))
+	@log=$$(mktemp); $(BIN)/python -m pytest -m system $(BESIDE) >$$log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -m system $(addprefix --ignore=,$(BESIDE)); rest=$$?; \
+	wait $$beside; code=$$?; cat $$log; rm -f $$log; exit $$((rest || code))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
