@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.judgement import FEDERATED, LOCAL, differences_by_hospital, differs_by_hospital, rows_over_all
+from server.judgement import (
+    FEDERATED,
+    LOCAL,
+    differences_by_hospital,
+    differs_by_hospital,
+    judged_at,
+    judged_over_all,
+    patients_of,
+)
 from shared_models.job import Job
 from shared_models.subgroups import PREFIX, Group, groups_of, sums_of
 from shared_models.tasks import Sums, Task, task_of
-from shared_models.tasks.bootstrap import interval, pooled
+from shared_models.tasks.bootstrap import interval
 
 OWN = "local"
 """Each hospital's own model at its own patients, taken together."""
@@ -40,12 +48,13 @@ def spread(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
 
     The chance in each hospital's value widens both: where all hospitals are truly alike, neither is 0.
     """
-    patients = [float(sums["patients"][0]) for sums in by_site.values()]
+    at = judged_at(task, by_site)
     found: dict[str, list[NDArray[np.float64]]] = {}
-    for sums in by_site.values():
-        for name, values in task.metrics(sums).items():
+    for judged in at.values():
+        for name, values in judged.metrics.items():
             if np.isfinite(values[0]):
                 found.setdefault(name, []).append(values)
+    patients = patients_of(at)
     return {
         name: {
             "range": asdict(interval(np.max(rows, axis=0) - np.min(rows, axis=0), patients)),
@@ -82,11 +91,12 @@ def _row(
     row: dict[str, Any] = {"hospitals": list(cells), "withheld": untold, "patients": 0, "cases": 0, "metrics": {}}
     if not cells:
         return row | {"federated-local": {}}
-    total = pooled(list(cells.values()))
-    metrics = rows_over_all(task, cells, differs_by_hospital(job, FEDERATED))
-    theirs = {site: sums_of(number, own[site]) for site in cells if site in own}
-    differences = differences_by_hospital(task, cells, theirs).get("all", {})
-    row |= {"patients": int(total["patients"][0]), "cases": int(total["cases"][0]), "metrics": metrics}
+    at = judged_at(task, cells)
+    metrics = judged_over_all(task, cells, at, differs_by_hospital(job, FEDERATED)).rows()
+    theirs = judged_at(task, {site: sums_of(number, own[site]) for site in cells if site in own})
+    differences = differences_by_hospital(at, theirs).get("all", {})
+    patients, cases = sum(patients_of(at)), sum(cell["cases"][0] for cell in cells.values())
+    row |= {"patients": int(patients), "cases": int(cases), "metrics": metrics}
     return row | {"federated-local": differences}
 
 

@@ -158,10 +158,10 @@ class Gatherer:
             bytes_up=reply.bytes_up,
         )
         if update:
-            self._check_memory(reply.site, update, place[0])
+            self._warn_of_lost_state(reply.site, update, place[0])
         return update
 
-    def _check_memory(self, site: str, update: Update, number: int) -> None:
+    def _warn_of_lost_state(self, site: str, update: Update, number: int) -> None:
         """Says it where a site has lost what it kept at home: its update counts, but rests on less than it should."""
         last_used = self._state.last_used.get(site, 0)
         if update.went_on_from == last_used:

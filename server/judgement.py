@@ -57,8 +57,10 @@ def validate(grid: Grid, sites: Mapping[str, Site], job: Job, state: RunState, e
     sums = collect(grid, sites, job, model, "validation", 0, events)
     if not sums:
         return
-    metrics = {site: first_values(job, values) for site, values in sums.items()}
-    overall = _first(_over_all(task_of(job), sums, differs_by_hospital(job, FEDERATED)))
+    task = task_of(job)
+    at = judged_at(task, sums)
+    metrics = {site: _first(judged.metrics) for site, judged in at.items()}
+    overall = _first(judged_over_all(task, sums, at, differs_by_hospital(job, FEDERATED)).metrics)
     select = job.selection_metric()
     value = overall.get(select)
     if value is None and state.round == job.federation.rounds and select not in overall:
@@ -141,91 +143,93 @@ def differs_by_hospital(job: Job, model: str) -> bool:
     return model not in (POOLED, ENSEMBLE) and not model.startswith(LOCAL)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The metrics of sums, each with its replicates, the number of cases behind each, and how many patients every
+    hospital draws from."""
+
+    metrics: dict[str, NDArray[np.float64]]
+    counts: dict[str, int]
+    patients: list[float]
+
+    def rows(self) -> dict[str, Any]:
+        """Metric -> its value, interval and n."""
+        return {
+            name: {**asdict(interval(values, self.patients)), "n": self.counts[name]}
+            for name, values in self.metrics.items()
+        }
+
+
+def judged_at(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Judged]:
+    """Each hospital by itself."""
+    return {
+        site: Judged(task.metrics(sums), task.counts(sums), [float(sums["patients"][0])])
+        for site, sums in by_site.items()
+    }
+
+
+def judged_over_all(task: Task, by_site: Mapping[str, Sums], at: Mapping[str, Judged], apart: bool) -> Judged:
+    """All hospitals' patients together; but metrics across classes are means where hospitals have a model each.
+
+    Args:
+        at: `judged_at` of the same sums.
+        apart: the hospitals have a model each.
+    """
+    total, means = with_all(by_site)["all"], mean_over_hospitals(task, at)
+    if not apart:
+        return Judged(task.metrics(total), task.counts(total), means.patients)
+    return Judged(task.metrics(total) | means.metrics, task.counts(total) | means.counts, means.patients)
+
+
+def mean_over_hospitals(task: Task, at: Mapping[str, Judged]) -> Judged:
+    """Metrics across classes, as the plain mean over the hospitals where they are defined."""
+    metrics, counts = {}, {}
+    for name in filter(task.is_across_classes, next(iter(at.values())).metrics):
+        values = [judged.metrics[name] for judged in at.values()]
+        metrics[name] = np.mean([row for row in values if np.isfinite(row[0])] or values[:1], axis=0)
+        counts[name] = sum(judged.counts[name] for judged in at.values())
+    return Judged(metrics, counts, patients_of(at))
+
+
+def patients_of(at: Mapping[str, Judged]) -> list[float]:
+    """How many every hospital draws from."""
+    return [number for judged in at.values() for number in judged.patients]
+
+
 def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
     """The content of evaluations.json.
 
     Args:
         sums: model -> hospital -> metric sums with bootstrap replicates; every model has the same replicates, so that
-            differences are paired.
+            differences are paired. Every model has a hospital.
     """
     task = task_of(job)
-    own = {site: sums[LOCAL + site][site] for site in sums[FEDERATED] if site in sums.get(LOCAL + site, {})}
     apart = {model: differs_by_hospital(job, model) for model in sums}
+    at = {model: judged_at(task, by_site) for model, by_site in sums.items()}
+    everywhere = {
+        model: {**at[model], "all": judged_over_all(task, by_site, at[model], apart[model])}
+        for model, by_site in sums.items()
+    }
     return {
         "schema": 1,
         "split": "test",
         "bootstrap": job.evaluation.bootstrap,
         "metrics": task.metric_info(),
-        "models": {model: _values(task, by_site, apart[model]) for model, by_site in sums.items()},
+        "models": {
+            model: {site: judged.rows() for site, judged in found.items()} for model, found in everywhere.items()
+        },
         # Of one model for all hospitals: what it can be held by against models that differ by hospital.
         "mean_over_hospitals": {
-            model: _rows_of_means(task, by_site) for model, by_site in sums.items() if by_site and not apart[model]
+            model: mean_over_hospitals(task, at[model]).rows() for model in sums if not apart[model]
         },
-        "differences": _differences(task, sums, own, apart),
-        "curves": {model: {"all": _curves(task, by_site, apart[model])} for model, by_site in sums.items() if by_site},
+        "differences": _differences(everywhere, apart),
+        "curves": {model: {"all": _curves(task, by_site, apart[model])} for model, by_site in sums.items()},
     }
 
 
 def with_all(by_site: Mapping[str, Sums]) -> dict[str, Sums]:
     """The hospitals and, as `all`, the sums over them."""
-    return {**by_site, "all": pooled([subgroups.totals(sums) for sums in by_site.values()])} if by_site else {}
-
-
-def _values(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, Any]:
-    """Hospital, or `all`, -> metric -> its value, interval and the number of cases behind it.
-
-    Args:
-        apart: the hospitals have a model each.
-    """
-    rows = {site: rows_over_all(task, {site: sums}, apart=False) for site, sums in by_site.items()}
-    return {**rows, "all": rows_over_all(task, by_site, apart)} if by_site else {}
-
-
-def rows_over_all(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, Any]:
-    """Metric -> its value over these hospitals, interval and the number of cases behind it.
-
-    Args:
-        apart: the hospitals have a model each.
-    """
-    total = with_all(by_site)["all"]
-    rows = _rows(task.metrics(total), task.counts(total), by_site)
-    return rows | _rows_of_means(task, by_site) if apart else rows
-
-
-def _rows_of_means(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
-    """`_mean_over_hospitals` with intervals, and the cases of the hospitals that it is the mean over."""
-    counts = [task.counts(sums) for sums in by_site.values()]
-    summed = {name: sum(count[name] for count in counts) for name in counts[0]}
-    return _rows(_mean_over_hospitals(task, by_site), summed, by_site)
-
-
-def _rows(
-    metrics: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int], by_site: Mapping[str, Sums]
-) -> dict[str, Any]:
-    patients = _patients(by_site)
-    return {name: {**asdict(interval(row, patients)), "n": counts[name]} for name, row in metrics.items()}
-
-
-def _patients(by_site: Mapping[str, Sums]) -> list[float]:
-    """How many each hospital draws from."""
-    return [float(sums["patients"][0]) for sums in by_site.values()]
-
-
-def _over_all(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, NDArray[np.float64]]:
-    """Metrics of all hospitals' patients together; of models that differ by hospital, some are means over hospitals."""
-    metrics = task.metrics(with_all(by_site)["all"])
-    return metrics | _mean_over_hospitals(task, by_site) if apart else metrics
-
-
-def _mean_over_hospitals(task: Task, by_site: Mapping[str, Sums]) -> dict[str, NDArray[np.float64]]:
-    """Metrics across classes, as the plain mean over the hospitals where they are defined."""
-    rows: dict[str, list[NDArray[np.float64]]] = {}
-    for sums in by_site.values():
-        for name, row in task.metrics(sums).items():
-            if task.is_across_classes(name):
-                rows.setdefault(name, []).append(row)
-    defined = {name: [row for row in found if np.isfinite(row[0])] for name, found in rows.items()}
-    return {name: np.mean(defined[name] or found[:1], axis=0) for name, found in rows.items()}
+    return {**by_site, "all": pooled([subgroups.totals(sums) for sums in by_site.values()])}
 
 
 def _curves(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, Any]:
@@ -247,55 +251,55 @@ def _mean_curve(curves: Sequence[Mapping[str, list[float]]]) -> dict[str, list[f
     return {"fpr": [0.0, *fpr.tolist()], "tpr": [0.0, *tpr.tolist()]}
 
 
-def _differences(
-    task: Task, sums: Mapping[str, Mapping[str, Sums]], own: Mapping[str, Sums], apart: Mapping[str, bool]
-) -> dict[str, Any]:
+def _differences(found: Mapping[str, Mapping[str, Judged]], apart: Mapping[str, bool]) -> dict[str, Any]:
     """`<model>-local`, `<model>-federated` and `<model>-pooled` of every model but those of single hospitals.
 
     Args:
-        own: each hospital's own model at that hospital.
+        found: model -> hospital and `all`.
         apart: model -> whether the hospitals have one each.
     """
-    result = {f"{FEDERATED}-local": differences_by_hospital(task, sums[FEDERATED], own), f"{FEDERATED}-{POOLED}": {}}
-    for model in (model for model in sums if not model.startswith(LOCAL)):
+    at = {model: {site: judged for site, judged in by.items() if site != "all"} for model, by in found.items()}
+    own = {site: at[LOCAL + site][site] for site in at[FEDERATED] if site in at.get(LOCAL + site, {})}
+    result = {f"{FEDERATED}-local": differences_by_hospital(at[FEDERATED], own), f"{FEDERATED}-{POOLED}": {}}
+    for model in (model for model in found if not model.startswith(LOCAL)):
         if own:
-            result[f"{model}-local"] = differences_by_hospital(task, sums[model], own)
+            result[f"{model}-local"] = differences_by_hospital(at[model], own)
         for other in (FEDERATED, POOLED):
-            if other not in sums or other == model or (model, other) == (POOLED, FEDERATED):
+            if other not in found or other == model or (model, other) == (POOLED, FEDERATED):
                 continue
-            compare = differences_by_hospital if apart[model] or apart[other] else _of_one_model
-            result[f"{model}-{other}"] = compare(task, sums[model], sums[other])
+            if apart[model] or apart[other]:
+                result[f"{model}-{other}"] = differences_by_hospital(at[model], at[other])
+            else:
+                result[f"{model}-{other}"] = _of_one_model(found[model], found[other])
     return result
 
 
-def differences_by_hospital(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sums]) -> dict[str, Any]:
+def differences_by_hospital(ours: Mapping[str, Judged], theirs: Mapping[str, Judged]) -> dict[str, Any]:
     """Differences at each hospital, where either may have a model of its own, and as `all` their plain mean."""
     result = {}
     gaps: dict[str, list[NDArray[np.float64]]] = {}
     for site in (site for site in ours if site in theirs):
-        other, patients = task.metrics(theirs[site]), float(theirs[site]["patients"][0])
-        metrics = {name: values - other[name] for name, values in task.metrics(ours[site]).items()}
-        result[site] = {name: asdict(interval(values, patients)) for name, values in metrics.items()}
+        metrics = {name: values - theirs[site].metrics[name] for name, values in ours[site].metrics.items()}
+        result[site] = {name: asdict(interval(values, theirs[site].patients)) for name, values in metrics.items()}
         for name, values in metrics.items():
             if np.isfinite(values[0]):
                 gaps.setdefault(name, []).append(values)
     if gaps and theirs.keys() == ours.keys():
         drawn = {name: np.mean(values, axis=0) for name, values in gaps.items()}
-        result["all"] = {name: asdict(interval(values, _patients(ours))) for name, values in drawn.items()}
+        result["all"] = {name: asdict(interval(values, patients_of(ours))) for name, values in drawn.items()}
     return result
 
 
-def _of_one_model(task: Task, ours: Mapping[str, Sums], theirs: Mapping[str, Sums]) -> dict[str, Any]:
+def _of_one_model(ours: Mapping[str, Judged], theirs: Mapping[str, Judged]) -> dict[str, Any]:
     """Differences of two models that are the same everywhere, at each hospital and over all patients together."""
-    ours_all, theirs_all = with_all(ours), with_all(theirs)
-    result = {}
-    for site in (site for site in ours_all if site in theirs_all and (site != "all" or ours.keys() == theirs.keys())):
-        other, patients = task.metrics(theirs_all[site]), _patients(ours if site == "all" else {site: ours[site]})
-        result[site] = {
-            name: asdict(difference(values, other[name], patients))
-            for name, values in task.metrics(ours_all[site]).items()
+    return {
+        site: {
+            name: asdict(difference(values, theirs[site].metrics[name], judged.patients))
+            for name, values in judged.metrics.items()
         }
-    return result
+        for site, judged in ours.items()
+        if site in theirs and (site != "all" or ours.keys() == theirs.keys())
+    }
 
 
 def undefined(evaluations: Mapping[str, Any]) -> str | None:

@@ -149,17 +149,14 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         BadInput: another process works on the run.
     """
-    lock = path / "lock"
-    with lock.open("w") as file:
+    # The file stays: with it gone, one who waits for it and one who makes it anew would both hold the folder.
+    with (path / "lock").open("w") as file:
         try:
             # By record, which a forked worker does not hold: a killed run can be resumed before its workers have ended.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise BadInput(f"{path}: another process works on this run; wait for it, or stop it first") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        yield
 
 
 def _device(name: str) -> str:
