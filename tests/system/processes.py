@@ -186,7 +186,8 @@ def assert_as_undisturbed(run: Run, undisturbed: Run) -> None:
     assert own["models"] == other["models"]
     for folder in ("", "models", "sites", "pictures"):
         names = {path.relative_to(run.path) for path in (run.path / folder).glob("*")}
-        assert names == {path.relative_to(undisturbed.path) for path in (undisturbed.path / folder).glob("*")}
+        expected = {path.relative_to(undisturbed.path) for path in (undisturbed.path / folder).glob("*")}
+        assert names == expected, names ^ expected
 
 
 def has_come(run: Run, moment: str, after: int) -> Callable[[], bool]:

@@ -279,17 +279,19 @@ def train(message, context):
         ids = list(grid.push_messages([Message(content_of, node, "train") for node in nodes]))
         answers: dict[str, Message] = {}
 
-        def all_have_answered() -> bool:
+        def both_have_answered() -> bool:
             for message_id in ids:
                 for reply in grid.pull_messages([message_id]) if message_id not in answers else ():
                     answers[message_id] = reply
-            return len(answers) == len(ids)
+            # Flower lists the suspended site until its last heartbeat has run out, and answers for it: without content.
+            return sum(reply.has_content() for reply in answers.values()) == len(HONEST_SITES)
 
-        wait_for(all_have_answered, "the sites to answer", 180)
+        wait_for(both_have_answered, "the sites to answer", 180)
     control.stop_run(run)
     control.close()
-    assert len(ids) == 2
     for reply in answers.values():
+        if not reply.has_content():
+            continue
         assert set(reply.content) == {"fault", "prepared"}
         assert ORDERS["unsigned"] in read_fault(dict(reply.content.config_records["fault"]))
     assert not written.exists()
