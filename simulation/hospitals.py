@@ -95,8 +95,13 @@ def _check_subgroups(job: Job, cases: Sequence[SourceCase]) -> None:
             raise BadInput(f"evaluation.subgroups: the data set has no column '{column}'; {there}")
         cells = sorted({case.columns.get(column, "") for case in cases})
         groups = [group for group in groups_of(job) if group.column == column and group.label != OTHER]
-        if not any(group.holds(cell) for group in groups for cell in cells):
-            labels, found = ", ".join(group.label for group in groups), ", ".join(map(repr, cells[:EXAMPLES]))
+        empty = [group for group in groups if not any(group.holds(cell) for cell in cells)]
+        untold = {cell.casefold(): cell for cell in cells if not any(group.holds(cell) for group in groups)}
+        # A group may well be empty here, but one that looks like another cell of the column is misspelt.
+        misspelt = {group.label: nearest(group.label.casefold(), list(untold)) for group in empty if group.category}
+        wrong = empty if len(empty) == len(groups) else [group for group in empty if misspelt.get(group.label)]
+        if wrong:
+            labels, found = ", ".join(group.label for group in wrong), ", ".join(map(repr, cells[:EXAMPLES]))
             more = f" and {len(cells) - EXAMPLES} more" if len(cells) > EXAMPLES else ""
             raise BadInput(f"evaluation.subgroups.{column}: no case is in {labels}; the column has {found}{more}")
 
@@ -113,7 +118,7 @@ def write_hospitals(job: Job, cases: Sequence[SourceCase], split: SplitManifest,
 
     Raises:
         BadInput: the split manifest was made for other cases than these, or the job names hospitals that it has not,
-            a column that the cases lack, or one of which no case is in any of the job's groups.
+            a column that the cases lack, or of which no case is in any of the job's groups, or a misspelt category.
     """
     split.check_against(cases)
     _check_names(job, split.hospitals)

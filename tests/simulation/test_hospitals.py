@@ -138,9 +138,11 @@ def small_split(tmp_path: Path) -> tuple[list[SourceCase], Path]:
     [
         ({"sex": ["F", "M"], "age": [0, 40, 120]}, None),
         ({"sex": ["F", "unknown"]}, None),
+        ({"sex": ["F", "M", "m"]}, None),
         ({"gender": ["F", "M"]}, "no column 'gender'; its columns are age, sex"),
         ({"sexe": ["F", "M"]}, "no column 'sexe'; its columns are age, sex; did you mean 'sex'?"),
         ({"sex": ["female", "male"]}, r"subgroups\.sex: no case is in female, male; the column has 'F', 'M'"),
+        ({"sex": ["F", "m"]}, r"subgroups\.sex: no case is in m; the column has 'F', 'M'"),
         (
             {"age": [200, 300]},
             r"subgroups\.age: no case is in 200 to under 300; the column has '20', '21', .* and 35 more",
