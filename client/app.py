@@ -68,7 +68,9 @@ def train(site: Site, job: Job, content: RecordDict) -> RecordDict:
     personal = before.personal
     if not personal and algorithm.personal():
         personal = {name: array.copy() for name, array in travelling(network).items()}
-    local = LocalRound(network, job, algorithm, _received(network, algorithm, job, content), before.algorithm)
+    # Of a round before the federation's algorithm began anew, nobody else knows any more.
+    kept = before.algorithm if before.round > _number(content, "algorithm_since") else {}
+    local = LocalRound(network, job, algorithm, _received(network, algorithm, job, content), kept)
     optimizers = make_optimizers(network, job, task)
     progress = train_round(network, optimizers, data, job, task, site.name, number, local=local)
     del optimizers

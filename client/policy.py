@@ -6,7 +6,6 @@ they hold numbers and names that were checked, never data.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from shared_models.section import Section
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "query.prepare": (),
     "query.statistics": (),
-    "train": ("round", "best_used", "last_used"),
+    "train": ("round", "best_used", "last_used", "algorithm_since"),
     "train.alone": ("steps",),
     "evaluate": ("model", "split", "replicates", "round", "last_used", "variant"),
 }
@@ -118,9 +117,7 @@ class Refused(ConsiliumError):
 
 def steps_per_round(job: Job, train_cases: int) -> int:
     """Optimiser steps of a site with so many training cases in one round of a job."""
-    training = job.training
-    once = training.local_steps or math.ceil(train_cases / training.batch_size) * (training.local_epochs or 1)
-    return once * job.federation.algorithm.trainings
+    return job.training.steps(train_cases) * job.federation.algorithm.trainings
 
 
 def judge_coordinator(policy: Policy, fingerprint: str) -> list[Refusal]:
@@ -275,6 +272,7 @@ def _fields_refused(policy: Policy, job: Job, question: str, fields: Mapping[str
         "round": (first, rounds),
         "best_used": (0, rounds),
         "last_used": (0, rounds),
+        "algorithm_since": (0, rounds),
         "steps": (0, steps),
         "replicates": (0, replicates),
     }

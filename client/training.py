@@ -27,7 +27,7 @@ from shared_models.tasks import Batch, CaseRecord, Sample, Task
 
 @dataclass
 class Progress:
-    """What a round of local training did; `loss` is the mean over its steps."""
+    """What a round of local training did; `loss` is the task's own, the mean over its steps."""
 
     cases: int
     steps: int
@@ -81,7 +81,7 @@ def train_round(
         local: what a federated algorithm's site half needs; without one, the steps are those of the task alone.
 
     Raises:
-        BadInput: the loss is no longer finite, or there is no case to train on.
+        BadInput: the loss is no longer finite, no step was in the range of float16, or there is no case to train on.
     """
     began = time.monotonic()
     cases = [case for case in data.cases("train") if task.trains_on(case.label)]
@@ -96,7 +96,7 @@ def train_round(
     augment = augmentation(job, derive_seed(job.seed, "augmentation", site, round_number))
     scaler = torch.amp.GradScaler(device.type, enabled=_half(job, device) is torch.float16)
     local = local or LocalRound(network, job, FedAvg())
-    local.cases, local.planned_steps = len(cases), _planned(len(cases), job, steps)
+    local.cases, local.planned_steps = len(cases), steps or job.training.steps(len(cases))
     local.learning_rate = learning_rate(job, round_number)
     if local.algorithm.needs_initial_loss:
         local.initial_loss = _initial_loss(network, cases, data, job, task)
@@ -109,20 +109,19 @@ def train_round(
         if augment:
             samples = [augment(sample) for sample in samples]
         patches = [random_patch(sample, job, rng) for sample in samples]
-        losses = _step(local, optimizers, scaler, _parts(patches, job, device), task)
+        losses, taken = _step(local, optimizers, scaler, _parts(patches, job, device), task)
         total += losses[0]
-        local.steps += 1
-    mean = float(total) / local.steps
+        local.steps += taken
+    mean = float(total) / local.planned_steps
     if not math.isfinite(mean):
         text = f"the training loss in round {round_number} is {mean}; lower the learning rate"
         raise Fault(text, "diverged", round=round_number)
+    if not local.steps:
+        text = (
+            f"every training step in round {round_number} overflowed float16; take more, or leave out mixed_precision"
+        )
+        raise Fault(text, "overflow", round=round_number)
     return Progress(len(cases), local.steps, mean, time.monotonic() - began)
-
-
-def _planned(cases: int, job: Job, steps: int | None) -> int:
-    """Optimiser steps of a round."""
-    per_epoch = math.ceil(cases / job.training.batch_size)
-    return steps or job.training.local_steps or per_epoch * (job.training.local_epochs or 1)
 
 
 @torch.no_grad()
@@ -171,25 +170,38 @@ def memory_layout(job: Job) -> torch.memory_format:
 
 def _step(
     local: LocalRound, optimizers: Optimizers, scaler: torch.amp.GradScaler, parts: Sequence[Batch], task: Task
-) -> list[Tensor]:
-    """One optimiser step of every player in turn; returns their losses."""
+) -> tuple[list[Tensor], bool]:
+    """One optimiser step of every player in turn: the task's own losses of them, and whether all took it.
+
+    In float16, a player whose gradients overflow is not stepped, and the scaler scales the next loss by less.
+    """
     device, size = parts[0]["image"].device, sum(len(part["image"]) for part in parts)
-    losses = []
+    losses, taken = [], True
     for player, optimizer in optimizers.items():
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for part in parts:
+            share = len(part["image"]) / size
             with _autocast(local.job, device):
-                loss = local.algorithm.step_loss(local, task, part, player) * (len(part["image"]) / size)
-            scaler.scale(loss).backward()
-            total += loss.detach()
+                loss, own = local.algorithm.step_loss(local, task, part, player)
+            scaler.scale(loss * share).backward()
+            total += own.detach() * share
         scaler.unscale_(optimizer)  # an algorithm acts on gradients as they are
-        with torch.no_grad():
-            local.algorithm.correct_gradients(local)
-        scaler.step(optimizer)
+        if scaler.is_enabled() and _overflowed(optimizer):
+            taken = False
+        else:
+            with torch.no_grad():
+                local.algorithm.correct_gradients(local)
+        scaler.step(optimizer)  # not if they overflowed
         losses.append(total)
     scaler.update()
-    return losses
+    return losses, taken
+
+
+def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    finite = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
+    return not torch.stack(finite).all()
 
 
 def _batches(labels: Sequence[str], job: Job, rng: np.random.Generator, wanted: int) -> Iterator[Sequence[int]]:
@@ -217,7 +229,7 @@ def _half(job: Job, device: torch.device) -> torch.dtype | None:
         # oneDNN's bfloat16 gradient of a 3D convolution's weights reads memory that nobody wrote (torch 2.13): now and
         # then NaN, and never the same twice.
         return None
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
 

@@ -144,7 +144,7 @@ def fit_temperature(network: nn.Module, data: SiteData, job: Job, task: Task) ->
     """The temperature with the least negative log-likelihood on this site's validation patients.
 
     Raises:
-        Fault: it has none.
+        Fault: it has none, or see `best_temperature`.
     """
     cases, found = data.cases("validation"), []
     if not cases:
@@ -163,11 +163,21 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     Args:
         logits: (N, classes), float64.
         labels: (N,) integers for exclusive classes, (N, classes) of 0 and 1 otherwise.
+
+    Raises:
+        Fault: there is no best one. Where every case is right, a smaller one is always better, and every probability
+            would become 0 or 1; where the right classes' logits are no higher than the others on average, a larger one.
     """
     from scipy.optimize import minimize_scalar
 
+    exclusive = labels.ndim == 1
+    margins = logits.gather(1, labels[:, None]) - logits if exclusive else logits * (2 * labels - 1)
+    if (margins >= 0).all() or margins.mean() <= 0:  # at 1 / temperature = 0 the slope of the loss is minus their mean
+        text = "no temperature is best for these validation patients: all are right, or they are no better than chance"
+        raise Fault(text, "variant", reason="no_temperature")
+
     def loss(inverse: float) -> float:
-        if labels.ndim == 1:
+        if exclusive:
             return float(nn.functional.cross_entropy(logits * inverse, labels))
         return float(nn.functional.binary_cross_entropy_with_logits(logits * inverse, labels.double()))
 

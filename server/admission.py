@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from server.aggregation import BLOCK
+from shared_models.algorithms.algorithm import Sent
 from shared_models.errors import BadInput
 from shared_models.faults import UNREADABLE, WORKER_DIED, read_fault
 from shared_models.job import Job
@@ -120,14 +121,16 @@ def admit(
     beside = reply.content.get("algorithm")
     if extra and not isinstance(beside, ArrayRecord):
         raise Rejected("the reply has no record 'algorithm'")
-    weight = _count(numbers, "weight")
+    weight, cases = _count(numbers, "weight"), _count(numbers, "cases")
     if weight < 1:
         raise Rejected(f"its weight is {weight}, expected at least 1")
+    if cases < 1:
+        raise Rejected(f"it was trained on {cases} cases, expected at least 1")
     return Update(
         tensors=admit_tensors(record, expected),
         extra=_admit_extra(beside, extra) if extra and isinstance(beside, ArrayRecord) else {},
         weight=weight,
-        cases=_count(numbers, "cases"),
+        cases=cases,
         skipped=_count(numbers, "skipped"),
         steps=_count(numbers, "steps"),
         loss=_finite(numbers, "loss"),
@@ -185,8 +188,22 @@ def check_weight(update: Update, cases: int, job: Job) -> None:
         raise Rejected(f"its weight is {update.weight}, expected {expected}")
 
 
-def check_move(tensors: Weights, current: Weights, trainable: Collection[str]) -> None:
-    """Whether an admitted update is a step from the model that it began with, and not the end of it.
+def check_algorithm(update: Update, moved: float, job: Job) -> None:
+    """Whether what an update has beside the model can have come from the job's algorithm.
+
+    Args:
+        moved: how far it moves the model, from `check_move`.
+
+    Raises:
+        Rejected: it cannot.
+    """
+    sent = Sent(update.cases, update.steps, update.weight, moved, update.extra)
+    if problem := job.federation.algorithm.misfit(job, sent):
+        raise Rejected(problem)
+
+
+def check_move(tensors: Weights, current: Weights, trainable: Collection[str]) -> float:
+    """Whether an admitted update is a step from the model that it began with, and not the end of it; how long it is.
 
     Args:
         tensors, current: the update and the global model that it began with, as they travel.
@@ -216,6 +233,7 @@ def check_move(tensors: Weights, current: Weights, trainable: Collection[str]) -
             f"its training diverged, or the update is broken: it moves the model by {distance:.1e}, where {most:.1e} "
             "is the most that is taken for training; if several sites diverge, lower training.optimizer.learning_rate"
         )
+    return distance
 
 
 def _finite(numbers: MetricRecord, name: str) -> float:

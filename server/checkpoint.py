@@ -25,7 +25,7 @@ from shared_models.files import whole_file
 from shared_models.weights import Weights, fingerprint
 
 ALGORITHM = "algorithm"  # beside the names of moments
-FORMAT = 2
+FORMAT = 3
 """Of a checkpoint; another one is refused, not guessed at."""
 
 
@@ -44,6 +44,8 @@ class RunState:
     """Validations since the best one."""
     algorithm: Weights = field(default_factory=dict)
     """The server's tensors of the algorithm, see `Algorithm.initial_state`."""
+    algorithm_since: int = 0
+    """The round behind which the algorithm began anew, as a site had lost its part of it; 0 where none has."""
     members: dict[str, int] = field(default_factory=dict)
     """What every site counts that the federation has met, whether it is there now or not: its cases, or 1."""
     last_used: dict[str, int] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class CheckpointStore:
             "best_round": state.best_round,
             "best_value": state.best_value,
             "without_better": state.without_better,
+            "algorithm_since": state.algorithm_since,
             "members": state.members,
             "last_used": state.last_used,
             "best_used": state.best_used,
@@ -145,6 +148,7 @@ class CheckpointStore:
             best_round=note["best_round"],
             best_value=note["best_value"],
             without_better=note["without_better"],
+            algorithm_since=note["algorithm_since"],
             members=note["members"],
             last_used=note["last_used"],
             best_used=note["best_used"],

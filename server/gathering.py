@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from server.admission import Rejected, SiteFault, Update, admit, check_move, check_weight
+from server.admission import Rejected, SiteFault, Update, admit, check_algorithm, check_move, check_weight
 from server.aggregation import Aggregator, RunningSum
 from server.checkpoint import RunState
 from server.events import EventLog
@@ -27,8 +27,12 @@ class Attempt:
     total: Aggregator
     weights: dict[str, int] = field(default_factory=dict)
     """What every admitted update counts, by site."""
+    went_on_from: dict[str, int] = field(default_factory=dict)
+    """By site, see `Update.went_on_from`."""
+    cases: int = 0
+    """Σ training cases."""
     loss: float = 0.0
-    """Σ weight · loss."""
+    """Σ training cases · loss, whatever an update counts."""
     updates: dict[str, Weights] = field(default_factory=dict)
     """By site, and only for an algorithm that hands models on."""
     scores: dict[str, Score] = field(default_factory=dict)
@@ -38,7 +42,9 @@ class Attempt:
         """Takes an admitted update in."""
         self.total.add(site, update.tensors | update.extra, update.weight)
         self.weights[site] = update.weight
-        self.loss += update.loss * update.weight
+        self.went_on_from[site] = update.went_on_from
+        self.cases += update.cases
+        self.loss += update.loss * update.cases
         if keep:
             self.updates[site] = update.tensors
 
@@ -107,6 +113,7 @@ class Gatherer:
                 round=place[0],
                 best_used=self._state.best_used.get(site.name, 0),
                 last_used=self._state.last_used.get(site.name, 0),
+                algorithm_since=self._state.algorithm_since,
             )
             content = RecordDict({"instruction": order, "weights": starts[site.name]})
             if self._sent:
@@ -133,7 +140,8 @@ class Gatherer:
                 raise TimeoutError(reply.why)
             update = admit(reply.message, self._shapes, self._extra)
             check_weight(update, cases, self._job)
-            check_move(update.tensors, start, self._trainable)
+            moved = check_move(update.tensors, start, self._trainable)
+            check_algorithm(update, moved, self._job)
             norm = self._lineup.add(reply.site, update.tensors, start)
         except TimeoutError as error:
             status, reason = "late", str(error)
@@ -157,18 +165,4 @@ class Gatherer:
             bytes_down=reply.bytes_down,
             bytes_up=reply.bytes_up,
         )
-        if update:
-            self._warn_of_lost_state(reply.site, update, place[0])
         return update
-
-    def _warn_of_lost_state(self, site: str, update: Update, number: int) -> None:
-        """Says it where a site has lost what it kept at home: its update counts, but rests on less than it should."""
-        last_used = self._state.last_used.get(site, 0)
-        if update.went_on_from == last_used:
-            return
-        began = f"went on from round {update.went_on_from}" if update.went_on_from else "began anew"
-        sentence = (
-            f"{site} {began} in round {number}: what it kept at home behind round {last_used} is lost. What the "
-            "algorithm keeps there is not what it would have been; see that the site's work folder is not deleted"
-        )
-        self._events.emit("warning", text=sentence)

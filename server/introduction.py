@@ -24,6 +24,7 @@ from shared_models.faults import UNREADABLE
 from shared_models.job import Job
 from shared_models.page import natural
 from shared_models.section import Section
+from shared_models.tasks import task_of
 
 ASK_AGAIN_SECONDS = 15.0
 """A site whose answer was `not yet` is asked again after this long."""
@@ -185,7 +186,7 @@ class Introduction:
         except (ValidationError, KeyError):
             self._refuse(name, "its answer was not understood")
             return
-        self.ready[name] = Site(name, node, {split: count for split, count in summary.cases.items()})
+        self.ready[name] = Site(name, node, _usable(summary, self._job))
         self.refused.pop(name, None)
         self._not_yet.pop(name, None)
         # A simulated site has this very version, and no policy.
@@ -196,6 +197,13 @@ class Introduction:
         self.refused[name] = reason
         self._not_yet.pop(name, None)
         self._events.emit("site_refused", site=name, reason=reason)
+
+
+def _usable(summary: Prepared, job: Job) -> dict[str, int]:
+    """Cases by split, without training cases of the classes that the task does not train on."""
+    task, training = task_of(job), summary.classes.get("train", {})
+    left_out = sum(count for name, count in training.items() if not task.trains_on(name))
+    return {split: max(count - left_out * (split == "train"), 0) for split, count in summary.cases.items()}
 
 
 def _code(message: Message) -> str | None:

@@ -20,7 +20,7 @@ SHORTEST_POLL, LONGEST_POLL = 0.002, 1.0  # seconds between two looks for replie
 
 @dataclass(frozen=True)
 class Site:
-    """A site that is ready: its name, its Flower node and the cases that it holds by split."""
+    """A site that is ready: its name, its Flower node and its cases by split, of training those that are trained on."""
 
     name: str
     node: int

@@ -7,20 +7,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 from flwr.serverapp import Grid
 
 from server import optimizers
 from server.aggregation import squared_distance
 from server.checkpoint import CheckpointStore, RunState
 from server.events import EventLog
-from server.gathering import Gatherer
+from server.gathering import Attempt, Gatherer
 from server.judgement import validate
 from server.participation import Site, draw, quorum
 from shared_models.algorithms import Gathered
 from shared_models.algorithms.algorithm import trainable_names
 from shared_models.errors import RunStopped
 from shared_models.job import Job
-from shared_models.weights import TensorInfo, fingerprint, from_record, to_record
+from shared_models.weights import TensorInfo, Weights, fingerprint, from_record, to_record
 
 
 def run_rounds(
@@ -69,13 +70,17 @@ def one_round(
         state.algorithm = algorithm.initial_state(tensors, list(sites), state.weights)
     model = to_record(state.weights)
     state.weights = from_record(model)  # views of the record: one copy of the model is held, not two
-    gatherer = Gatherer(grid, job, tensors, state, events)
     for trial in range(job.federation.retries + 1):
         # Before every attempt: a round that lost a site is not tried again in vain until the site is back.
         gather(quorum(job, min(len(sites), job.federation.sites_per_round or len(sites))))
         drawn = draw(job, list(sites), number, trial)
         events.emit("round_started", round=number, attempt=trial, sites=drawn)
-        attempt = gatherer.gather([sites[name] for name in drawn], model, (number, trial))
+        members = _announced(job, sites) | state.members
+        met = sum(members[name] for name in state.members) / sum(members.values()) if state.members else 1.0
+        before = replace(state, algorithm=algorithm.grown(state.algorithm, met))
+        attempt = Gatherer(grid, job, tensors, before, events).gather(
+            [sites[name] for name in drawn], model, (number, trial)
+        )
         needed = quorum(job, len(drawn))
         if len(attempt.weights) >= needed:
             break
@@ -89,16 +94,17 @@ def one_round(
         )
 
     trainable = trainable_names(tensors)
-    members = _announced(job, sites) | state.members | attempt.weights
-    everybody = sum(members.values())
-    met = sum(members[name] for name in state.members) / everybody if state.members else 1.0
-    before = algorithm.grown(state.algorithm, met)
-    answered = sum(attempt.weights.values()) / everybody
+    members |= attempt.weights
+    answered = sum(attempt.weights.values()) / sum(members.values())
     gathered = Gathered(attempt.total.take_mean(), answered, trainable, attempt.updates)
-    target, algorithm_state = algorithm.combine(state.weights, before, gathered)
+    target, algorithm_state = algorithm.combine(state.weights, before.algorithm, gathered)
     weights, moments = optimizers.step(
         job.federation.algorithm.server_optimizer, trainable, state.weights, target, state.moments
     )
+    since = state.algorithm_since
+    if _begins_anew(job, state, attempt, events):
+        algorithm_state, since = algorithm.initial_state(tensors, list(sites), weights), number
+    _check_finite(job, number, weights, algorithm_state, *moments.values())
     for name, score in attempt.scores.items():
         if score.why:
             events.emit("stood_out", round=number, site=name, why=score.why, ratio=score.ratio)
@@ -107,6 +113,7 @@ def one_round(
         weights=weights,
         moments=moments,
         algorithm=algorithm_state,
+        algorithm_since=since,
         members=members,
         last_used=state.last_used | dict.fromkeys(attempt.weights, number),
         round=number,
@@ -116,7 +123,7 @@ def one_round(
         "round_finished",
         round=number,
         fingerprint=done.fingerprint,
-        loss=attempt.loss / sum(attempt.weights.values()),
+        loss=attempt.loss / attempt.cases,
         update_norm=math.sqrt(squared_distance(weights, state.weights, list(weights))),
         sites_used=len(attempt.weights),
         seconds=round(time.monotonic() - began, 3),
@@ -129,6 +136,44 @@ def _announced(job: Job, sites: Mapping[str, Site]) -> dict[str, int]:
     """What every site will count, from the cases that it has said to have."""
     by_cases = job.federation.weighting == "cases"
     return {name: site.cases["train"] if by_cases else 1 for name, site in sites.items()}
+
+
+def _begins_anew(job: Job, state: RunState, attempt: Attempt, events: EventLog) -> bool:
+    """Names the sites that have lost what they kept at home; whether the server's state still counts some of that.
+
+    Args:
+        state: behind the round before.
+    """
+    algorithm, number, since, anew = job.federation.algorithm, state.round + 1, state.algorithm_since, False
+    for site, went_on_from in attempt.went_on_from.items():
+        last_used = state.last_used.get(site, 0)
+        if went_on_from == last_used:
+            continue
+        counted = algorithm.mean_of_kept and max(went_on_from, since) != max(last_used, since)
+        anew = anew or counted
+        began = f"went on from round {went_on_from}" if went_on_from else "began anew"
+        follows = (
+            f"So that all agree, the corrections (control variates) of {algorithm.name} begin anew at the coordinator "
+            f"and every site behind round {number}"
+            if counted
+            else "What the algorithm keeps there is not what it would have been"
+        )
+        sentence = f"{site} {began} in round {number}: what it kept at home behind round {last_used} is lost. {follows}"
+        events.emit("warning", text=f"{sentence}; see that the site's work folder is not deleted")
+    return anew
+
+
+def _check_finite(job: Job, number: int, *groups: Weights) -> None:
+    """Raises RunStopped: a round of updates that were each fit to be summed has come to something that is not."""
+    # A float64 sum of float32 values cannot overflow: it is finite exactly when every value is.
+    if all(math.isfinite(array.sum(dtype=np.float64)) for group in groups for array in group.values()):
+        return
+    federation = job.federation
+    raise RunStopped(
+        f"round {number} came to values that are NaN or infinite, by the algorithm {federation.algorithm.name} and the "
+        f"aggregation {federation.aggregation.name}: its model is not kept, and what was done before it is. Resume the "
+        "run to do the round again; if it ends here again, start a new run with a mended job"
+    )
 
 
 def _is_due(job: Job, number: int) -> bool:

@@ -76,8 +76,8 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _BETWEEN_TOKENS = re.compile(r"[ ,;()]+")
 
 _WORDS = """
-    a adapted after again alone an and another as asking at baseline best_used bounds can day digits evaluate
-    federation.algorithm.name federation.rounds federation.statistics fields fine_tuned fingerprint form h here
+    a adapted after again algorithm_since alone an and another as asking at baseline best_used bounds can day digits
+    evaluate federation.algorithm.name federation.rounds federation.statistics fields fine_tuned fingerprint form h here
     hospital's hours images in job key keys last_used least letters lists local model model.name more most name no
     none number of offer on one or other out patients personalised policy policy: query.prepare query.statistics
     question replicates required round run site split statistics steps such task.classifier_steps
@@ -94,7 +94,8 @@ RULES = frozenset(
         "protections.noise", "protections.secure_aggregation",
     )]
     + [f"order.{rule}" for rule in (
-        "question", "fields", "round", "best_used", "last_used", "steps", "replicates", "split", "model", "variant",
+        "question", "fields", "round", "best_used", "last_used", "algorithm_since", "steps", "replicates", "split",
+        "model", "variant",
     )]
 )  # fmt: skip
 """What a refusal may name as the rule that says no."""
@@ -102,6 +103,8 @@ RULES = frozenset(
 NO_VARIANT: dict[str, str] = {
     "no_personal": "it has no personal model, as it was in no round yet",
     "no_validation": "it has no validation patients to fit a temperature on",
+    "no_temperature": "no temperature is best where its validation patients are all classified rightly, or no better "
+    "than by chance",
     "no_statistics": "the network has no running statistics",
 }
 """Why a site cannot make the variant of a model that it was asked to judge."""
@@ -167,6 +170,11 @@ FAULTS: dict[str, _Kind] = {
     "input": _Kind("it could not do its part; the site's log says why"),
     # The job and the message
     "diverged": _Kind("its training loss in round {round} is not finite; lower the learning rate", {"round": _count}),
+    "overflow": _Kind(
+        "every one of its training steps in round {round} overflowed float16; use more local steps, or leave "
+        "mixed_precision out of the job",
+        {"round": _count},
+    ),
     "variant": _Kind("it cannot judge this variant of the model: {reason}", {"reason": _one_of(NO_VARIANT)}),
     "lost": _Kind("what it kept at home behind round {round} is lost", {"round": _count}),
     "weights": _Kind("the weights of the message are not of this job's model"),

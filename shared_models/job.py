@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -133,6 +134,10 @@ class Training(Section):
         if (self.local_epochs is None) == (self.local_steps is None):
             raise ValueError("set exactly one of local_epochs and local_steps")
         return self
+
+    def steps(self, cases: int) -> int:
+        """Optimiser steps at a site that trains on so many cases, in one go through them."""
+        return self.local_steps or math.ceil(cases / self.batch_size) * (self.local_epochs or 1)
 
 
 class Evaluation(Section):

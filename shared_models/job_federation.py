@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from shared_models.algorithms import ALGORITHMS, AnyAlgorithm, FedAvg
+from shared_models.algorithms import ALGORITHMS, AnyAlgorithm, FedAvg, ServerOptimizer
 from shared_models.section import Section
 
 
@@ -140,7 +140,8 @@ class Federation(Section):
         algorithm = value.get("algorithm") if isinstance(value, dict) else None
         name = algorithm.get("name") if isinstance(algorithm, dict) else algorithm
         if (optimizer := SERVER_OPTIMIZERS.get(str(name).lower())) is not None:
-            two_keys = f"{{name: fedavg, server_optimizer: {{name: {optimizer}}}}}"
+            spec = f"{{name: {optimizer}, learning_rate: {ServerOptimizer(name=optimizer).learning_rate:g}}}"
+            two_keys = f"{{name: fedavg, server_optimizer: {spec}}}"
             raise ValueError(f"{name} is fedavg with a server optimiser: write algorithm: {two_keys}")
         return value
 

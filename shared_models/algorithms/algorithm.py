@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from shared_models.section import Section
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from shared_models.algorithms.local_round import Contribution, LocalRound
+    from shared_models.job import Job
     from shared_models.tasks import Batch, Task
     from shared_models.weights import TensorInfo
 
@@ -34,10 +35,20 @@ class ServerOptimizer(Section):
     """Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2; `none` takes the average as it is."""
 
     name: Literal["none", "momentum", "adam", "yogi", "adagrad"] = "none"
-    learning_rate: float = Field(1.0, gt=0)
+    learning_rate: float = Field(
+        None, gt=0, validate_default=True, description="null: 1.0 of none and momentum, 0.01 of adam, yogi and adagrad."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="beta_1.")
     second_momentum: float = Field(0.99, ge=0, lt=1, description="beta_2 of adam and yogi.")
     adaptivity: float = Field(1e-3, gt=0, description="tau, added to the root of the second moment.")
+
+    @field_validator("learning_rate", mode="before", json_schema_input_type=float | None)
+    @classmethod
+    def _that_goes_with_the_name(cls, value: Any, info: ValidationInfo) -> Any:
+        """An adaptive step goes by the rate more than by the length of the update: 1.0 would be far too long."""
+        if value is not None:
+            return value
+        return 1.0 if info.data.get("name") in ("none", "momentum") else 0.01
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,22 @@ class Gathered:
     """Names of the tensors that are trained; the others that travel are running statistics."""
     updates: Mapping[str, Weights] = field(default_factory=dict)
     """By site, and only for an algorithm that `hands_on`."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What is known of one site's update before it is summed."""
+
+    cases: int
+    """That the site has trained on."""
+    steps: int
+    """Optimiser steps behind what it sent."""
+    weight: int
+    """What the update counts."""
+    moved: float
+    """How far it lies from the model that the site began with, over all that is trained and travels (L2)."""
+    extra: Weights
+    """Finite, and of the shapes of `Algorithm.extra`."""
 
 
 class Algorithm(Section):
@@ -70,6 +97,9 @@ class Algorithm(Section):
     needs_initial_loss: ClassVar[bool] = False
     """The site measures the loss of the model as it came, which takes a pass over its training cases."""
 
+    mean_of_kept: ClassVar[bool] = False
+    """The server's state is the mean, over all sites, of what each keeps: it begins anew where a site has lost that."""
+
     server_optimizer: ServerOptimizer = ServerOptimizer()
 
     # --- what is declared, so that the door of a hospital can hold it against what leaves ---
@@ -87,9 +117,13 @@ class Algorithm(Section):
     def begin(self, local: LocalRound) -> None:
         """Called with the model as it came, before the first step."""
 
-    def step_loss(self, local: LocalRound, task: Task, batch: Batch, player: str) -> Tensor:
-        """The loss that one player's step goes down, a float32 scalar; see `Task.step_loss`."""
-        return task.step_loss(local.network, batch, player)
+    def step_loss(self, local: LocalRound, task: Task, batch: Batch, player: str) -> tuple[Tensor, Tensor]:
+        """The loss that one player's step goes down, and the task's own, `Task.step_loss`: float32 scalars.
+
+        The second is reported, so that rounds can be compared whatever an algorithm adds to the first.
+        """
+        loss = task.step_loss(local.network, batch, player)
+        return loss, loss
 
     def correct_gradients(self, local: LocalRound) -> None:
         """Called without autograd, with the gradients of a step, in place, before the optimiser sees them.
@@ -130,12 +164,16 @@ class Algorithm(Section):
         return None
 
     def grown(self, state: Weights, share: float) -> Weights:
-        """The state when hospitals have come that the federation had not met before.
+        """The state when hospitals have come that the federation had not met before, and that keep nothing yet.
 
         Args:
             share: of the federation's weight, that of those it had met.
         """
-        return state
+        return {name: np.float32(share) * array for name, array in state.items()} if self.mean_of_kept else state
+
+    def misfit(self, job: Job, sent: Sent) -> str | None:
+        """Why a site cannot have come to what it sent beside the model, in a short sentence; None where it can."""
+        return None
 
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """From what was gathered to the model that the server optimiser steps towards, and the next state.

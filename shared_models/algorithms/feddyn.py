@@ -7,7 +7,7 @@ The server has h ← h − α |S|/N · mean(θₖ − θᵗ), |S|/N the share of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,8 @@ SLOPE = "slope"  # gₖ at a site, h at the server
 
 class FedDyn(Algorithm):
     """Dynamic regularisation, so that the sites' optima and the federation's agree (Acar et al. 2021)."""
+
+    mean_of_kept: ClassVar[bool] = True  # h, of all gₖ
 
     name: Literal["feddyn"] = "feddyn"
     alpha: float = Field(0.1, gt=0, description="Strength of the regulariser; too small, and the server overshoots.")
@@ -50,10 +52,6 @@ class FedDyn(Algorithm):
     def initial_state(self, tensors: Sequence[TensorInfo], sites: Sequence[str], weights: Weights) -> Weights:
         """h = 0."""
         return {f"{SLOPE}/{name}": np.zeros_like(weights[name]) for name in trainable_names(tensors)}
-
-    def grown(self, state: Weights, share: float) -> Weights:
-        """h, a mean over all hospitals: those that come have gₖ = 0."""
-        return {name: np.float32(share) * array for name, array in state.items()}
 
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """The mean, corrected by h where it is trained; running statistics take the mean as it is."""

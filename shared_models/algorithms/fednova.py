@@ -9,15 +9,17 @@ aₖ = τ for plain SGD, and [τ − ρ (1 − ρ^τ) / (1 − ρ)] / (1 − ρ)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from shared_models.algorithms.algorithm import Algorithm, Gathered, Shape, Weights
+from shared_models.algorithms.algorithm import Algorithm, Gathered, Sent, Shape, Weights
 
 if TYPE_CHECKING:
     from shared_models.algorithms.local_round import Contribution, LocalRound
+    from shared_models.job import Job
     from shared_models.weights import TensorInfo
 
 LENGTH = "path_length"
@@ -46,6 +48,16 @@ class FedNova(Algorithm):
             before = start.to("cpu").float().numpy()
             weights[name] = before + (weights[name] - before) / length
         return Contribution(weights, self.weight(local), extra={LENGTH: length})
+
+    def misfit(self, job: Job, sent: Sent) -> str | None:
+        """The server multiplies by aₖ, and knows it: of the steps that the job asks for, float16 may leave some out."""
+        most = job.training.steps(sent.cases)
+        if not 1 <= sent.steps <= most:
+            return f"it took {sent.steps} local steps, where the job and its {sent.cases} cases make {most}"
+        found, expected = float(sent.extra[LENGTH]), path_length(sent.steps, job.training.optimizer.momentum)
+        if math.isclose(found, expected, rel_tol=1e-6):
+            return None
+        return f"its {LENGTH} is {found:g}, where {sent.steps} local steps make {expected:g}"
 
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """w + mean(aₖ) · (mean − w) where it is trained; running statistics take the mean as it is."""

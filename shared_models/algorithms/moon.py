@@ -44,22 +44,22 @@ class Moon(Algorithm):
         for other in local.memory["others"]:
             other.eval().requires_grad_(False)
 
-    def step_loss(self, local: LocalRound, task: Task, batch: Batch, player: str) -> Tensor:
-        """The task's loss and the contrastive one, which needs two more forward passes."""
+    def step_loss(self, local: LocalRound, task: Task, batch: Batch, player: str) -> tuple[Tensor, Tensor]:
+        """Adds the contrastive loss, which needs two more forward passes."""
         import torch
         import torch.nn.functional as F
 
         if "others" not in local.memory:
             return super().step_loss(local, task, batch, player)
         with _features(local.network) as caught:
-            loss = super().step_loss(local, task, batch, player)
+            loss, own = super().step_loss(local, task, batch, player)
         ours, similarities = _pooled(caught[0]), []
         for other in local.memory["others"]:
             with torch.no_grad(), _features(other) as caught:
                 other(batch["image"])
             similarities.append(F.cosine_similarity(ours, _pooled(caught[0])) / self.temperature)
         target = torch.zeros(len(ours), dtype=torch.long, device=ours.device)  # the global model is the right one
-        return loss + self.mu * F.cross_entropy(torch.stack(similarities, dim=1), target)
+        return loss + self.mu * F.cross_entropy(torch.stack(similarities, dim=1), target), own
 
     def contribution(self, local: LocalRound) -> Contribution:
         """The weights; the whole model stays for the next round."""

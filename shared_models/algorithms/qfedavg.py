@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from shared_models.algorithms.algorithm import Algorithm, Gathered, Shape, Weights
+from shared_models.algorithms.algorithm import Algorithm, Gathered, Sent, Shape, Weights
 
 if TYPE_CHECKING:
     from shared_models.algorithms.local_round import Contribution, LocalRound
+    from shared_models.job import Job
     from shared_models.weights import TensorInfo
 
 DAMPING = "damping"
 UNIT = 2**16  # the weight of a site with a loss of 1; weights are whole numbers below 2^29
+
+LARGEST_LOSS = 100.0
+"""A larger loss counts as this: −log of the smallest probability that float32 knows is 103, and a mean beyond it is of
+a model that has diverged. Without a bound, one site that says so would count thousands of times as much as the others.
+"""
 
 
 class QFedAvg(Algorithm):
@@ -45,8 +51,11 @@ class QFedAvg(Algorithm):
         _ = local.start
 
     def weight(self, local: LocalRound) -> int:
-        """Fₖ^q in units of 2^-16, within what admission takes."""
-        return int(np.clip(round(local.initial_loss**self.q * UNIT), 1, 2**29 - 1))
+        """Fₖ^q in units of 2^-16."""
+        return self._weight_at(local.initial_loss)
+
+    def _weight_at(self, loss: float) -> int:
+        return int(np.clip(round(min(loss, LARGEST_LOSS) ** self.q * UNIT), 1, 2**29 - 1))
 
     def contribution(self, local: LocalRound) -> Contribution:
         """The weights, and how much the server's step is damped."""
@@ -56,6 +65,14 @@ class QFedAvg(Algorithm):
         loss = max(local.initial_loss, 1e-6)  # a loss of zero is a site that has nothing to ask for
         damping = np.array(self.q * square / (local.learning_rate * loss), np.float32)
         return Contribution(local.weights(), self.weight(local), extra={DAMPING: damping})
+
+    def misfit(self, job: Job, sent: Sent) -> str | None:
+        """Below 0, damping would lengthen the server's step without end; a weight is that of a loss."""
+        least, most = self._weight_at(0), self._weight_at(LARGEST_LOSS)
+        if not least <= sent.weight <= most:
+            return f"its weight is {sent.weight}, where losses of 0 to {LARGEST_LOSS:g} make {least} to {most}"
+        damping = float(sent.extra[DAMPING])
+        return f"its {DAMPING} is {damping:g}, expected at least 0" if damping < 0 else None
 
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """A damped step to the mean where it is trained; running statistics take the mean as it is."""

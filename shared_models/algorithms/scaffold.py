@@ -11,7 +11,7 @@ share of the weight that answered, so that c stays Σ pₖ cₖ with the weights
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ CONTROL = "control"
 
 class Scaffold(Algorithm):
     """Control variates against client drift (Karimireddy et al. 2020); twice the traffic."""
+
+    mean_of_kept: ClassVar[bool] = True  # c, of all cₖ
 
     name: Literal["scaffold"] = "scaffold"
 
@@ -66,10 +68,6 @@ class Scaffold(Algorithm):
     def sends(self, state: Weights) -> Weights:
         """c."""
         return state
-
-    def grown(self, state: Weights, share: float) -> Weights:
-        """c, a mean over all hospitals: those that come have cₖ = 0."""
-        return {name: np.float32(share) * array for name, array in state.items()}
 
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """The mean of the weights, and the next c."""

@@ -32,7 +32,7 @@ SHAPES = {name: array.shape for name, array in WEIGHTS.items()}
 FIRST = next(iter(WEIGHTS))  # of shape (4, 1, 3, 3)
 ASKED = {
     "prepare": ("query.prepare", {}),
-    "train": ("train", {"round": 1, "best_used": 0, "last_used": 0}),
+    "train": ("train", {"round": 1, "best_used": 0, "last_used": 0, "algorithm_since": 0}),
     "alone": ("train.alone", {"steps": 0}),
     "evaluate": (
         "evaluate",

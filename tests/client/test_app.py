@@ -27,6 +27,9 @@ JOB = Job.model_validate(
 )
 
 
+TRAIN = {"round": 1, "best_used": 0, "last_used": 0, "algorithm_since": 0}
+
+
 @pytest.fixture
 def node(tmp_path):
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
@@ -53,7 +56,7 @@ def test_prepare_answers_with_counts(node):
 
 def test_train_answers_with_the_tensors_that_travel_and_numbers_and_nothing_else(node):
     weights = travelling(build(JOB))
-    content = ask(node, "train", weights, round=1, best_used=0, last_used=0)
+    content = ask(node, "train", weights, **TRAIN)
     assert set(content) == {"weights", "numbers"}
     assert set(content["weights"]) == set(weights)
     assert set(content["numbers"]) == {"weight", "cases", "skipped", "steps", "loss", "seconds", "went_on_from"}
@@ -75,13 +78,13 @@ def test_the_text_of_an_unforeseen_error_stays_at_the_site(node, monkeypatch):
         raise RuntimeError("/data/patients/Jane Doe 1956.nii")
 
     monkeypatch.setattr(client.app, "data_of", secret)
-    content = ask(node, "train", travelling(build(JOB)), round=1, best_used=0, last_used=0)
+    content = ask(node, "train", travelling(build(JOB)), **TRAIN)
     assert content["fault"]["sentence"] == "RuntimeError; the site's errors.log has the whole story"
     assert "Jane Doe" in (Path(node["folder"]) / "errors.log").read_text()
 
 
 def test_a_message_that_makes_no_sense_is_answered_with_a_sentence(node):
     assert "'round' is None" in ask(node, "train", travelling(build(JOB)))["fault"]["sentence"]
-    assert "no record 'weights'" in ask(node, "train", round=1, best_used=0, last_used=0)["fault"]["sentence"]
+    assert "no record 'weights'" in ask(node, "train", **TRAIN)["fault"]["sentence"]
     wrong = {"other": np.zeros(1, np.float32)}
-    assert "not of this model" in ask(node, "train", wrong, round=1, best_used=0, last_used=0)["fault"]["sentence"]
+    assert "not of this model" in ask(node, "train", wrong, **TRAIN)["fault"]["sentence"]

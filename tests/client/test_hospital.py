@@ -196,6 +196,7 @@ def test_what_the_policy_does_not_name_is_refused_with_the_rule_and_what_would_p
         ("train", TRAIN | {"round": 0}, "order.round"),
         ("train", TRAIN | {"best_used": 9}, "order.best_used"),
         ("train", TRAIN | {"last_used": 9}, "order.last_used"),
+        ("train", TRAIN | {"algorithm_since": 9}, "order.algorithm_since"),
         ("train", {}, "order.fields"),
         ("train.alone", {"steps": 10**9}, "order.steps"),
         ("evaluate", JUDGE | {"replicates": 10**6}, "order.replicates"),

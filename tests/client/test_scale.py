@@ -97,7 +97,7 @@ def assert_same(job: Job, plain: Job) -> None:
     ("task", "model"), [(CLASSIFICATION, CNN), (SEGMENTATION, UNET), (PAIRED, PIX2PIX), (UNPAIRED, CYCLEGAN)]
 )
 def test_a_batch_in_parts_takes_the_same_step(task, model):
-    assert_same(job_for(task, model, accumulate=4), job_for(task, model))
+    assert_same(job_for(task, model, accumulate=3), job_for(task, model))  # parts of 3, 3 and 2 cases
 
 
 def test_a_batch_goes_through_the_network_in_parts():

@@ -1,6 +1,7 @@
 """The local loop: deterministic, every case once a pass, and loud when it diverges."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 from client.alone import train_alone
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
-from client.training import _batches, _planned, judge_cases, learning_rate, make_optimizers, train_round
+from client.training import _batches, judge_cases, learning_rate, make_optimizers, train_round
+from shared_models.algorithms.local_round import LocalRound
+from shared_models.algorithms.qfedavg import QFedAvg
+from shared_models.algorithms.scaffold import Scaffold
 from shared_models.errors import BadInput
+from shared_models.faults import Fault
 from shared_models.job import Job
 from shared_models.tasks import task_of
 from shared_models.weights import fingerprint, travelling
@@ -79,7 +84,7 @@ def test_the_same_site_and_round_train_the_same_whatever_ran_before(site, tmp_pa
 @pytest.mark.parametrize(("cases", "batch"), [(21, 8), (17, 8), (9, 8), (1, 8), (8, 8), (100, 3)])
 def test_a_pass_takes_every_case_once_and_makes_no_batch_of_one(cases, batch):
     job = make_job(batch_size=batch, local_epochs=2)
-    batches = list(_batches([""] * cases, job, np.random.default_rng(0), _planned(cases, job, None)))
+    batches = list(_batches([""] * cases, job, np.random.default_rng(0), job.training.steps(cases)))
     assert Counter(index for indices in batches for index in indices) == Counter(list(range(cases)) * 2)
     assert max(map(len, batches)) <= batch
     assert min(map(len, batches)) > 1 or cases == 1
@@ -117,6 +122,70 @@ def test_a_loss_that_is_no_number_is_said(site, tmp_path):
     job = make_job(optimizer={"name": "sgd", "learning_rate": 1e30})
     with pytest.raises(BadInput, match="the training loss in round 1 is (nan|inf); lower the learning rate"):
         trained(site, job, tmp_path)
+
+
+@pytest.fixture
+def in_float16(monkeypatch):
+    """As on a GPU without bfloat16; by the argument, the first scale of the loss."""
+
+    def begin(scale: float) -> None:
+        scaler = partial(torch.amp.GradScaler, init_scale=scale)
+        monkeypatch.setattr("client.training._half", lambda job, device: torch.float16)
+        monkeypatch.setattr("torch.amp.GradScaler", scaler)
+
+    return begin
+
+
+def test_a_step_that_overflows_float16_does_not_count(site, tmp_path, in_float16):
+    """The scale is halved until the gradients are finite, and from then on training goes as in float32."""
+    job = make_job(local_steps=12, local_epochs=None, optimizer={"name": "sgd", "learning_rate": 0.01})
+    in_float16(2.0**19)
+    local = scaffold_round(site, job, tmp_path)
+    assert 0 < local.steps < 12
+    _, one_round = trained(site, job, tmp_path)
+    assert one_round.steps == local.steps and np.isfinite(one_round.loss)
+    # With plain SGD, the mean of the gradients is the way gone by the steps that were taken.
+    control = local.algorithm.contribution(local).kept
+    before = travelling(build(job))
+    for name, array in travelling(local.network).items():
+        way = (before[name] - array) / (0.01 * local.steps)
+        np.testing.assert_allclose(control[f"control/{name}"], way, atol=2e-4, err_msg=name)
+
+
+def test_a_round_in_which_every_step_overflows_is_said(site, tmp_path, in_float16):
+    in_float16(2.0**120)
+    with pytest.raises(Fault, match="every training step in round 1 overflowed float16") as fault:
+        trained(site, make_job(mixed_precision=True), tmp_path)
+    assert fault.value.code == "overflow"
+
+
+def scaffold_round(site, job, tmp_path):
+    network, task = build(job), task_of(job)
+    local = LocalRound(network, job, Scaffold())
+    data, optimizers = data_of(site, job, tmp_path), make_optimizers(network, job, task)
+    train_round(network, optimizers, data, job, task, "here", 1, local=local)
+    return local
+
+
+def test_the_initial_loss_is_that_of_the_model_as_it_is_judged(site, tmp_path):
+    """With batch norm, a pass in training mode would have another loss, and move the running statistics."""
+    batch_norm = {"name": "cnn", "arguments": {"channels": [4], "hidden": 8}, "normalisation": "batch"}
+    job = Job.model_validate({**make_job(optimizer={"name": "sgd"}).model_dump(), "model": batch_norm})
+    network, task, data = build(job), task_of(job), data_of(site, job, tmp_path)
+    came = fingerprint(travelling(network))
+    samples = [data.load(case) for case in data.cases("train")]
+    with torch.no_grad():
+        logits = network.eval()(torch.stack([sample["image"] for sample in samples]))
+    seen = []
+
+    class Watching(QFedAvg):
+        def begin(self, local):
+            seen.append((local.initial_loss, fingerprint(travelling(local.network))))
+
+    local = LocalRound(network.train(), job, Watching(q=1.0))
+    train_round(network, make_optimizers(network, job, task), data, job, task, "here", 1, local=local)
+    expected = float(task.loss(logits, torch.stack([sample["label"] for sample in samples])))
+    assert seen == [(pytest.approx(expected, rel=1e-5), came)]
 
 
 def test_the_learning_rate_falls_over_the_rounds():

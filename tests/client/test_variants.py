@@ -144,15 +144,20 @@ def negative_log_likelihood(found: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(found[np.arange(len(labels)), labels]).mean())
 
 
+def surer(network: nn.Module, times: float) -> None:
+    """Multiplies the logits."""
+    with torch.no_grad():
+        for parameter in list(network.parameters())[-2:]:
+            parameter.mul_(times)
+
+
 def test_a_temperature_lowers_the_loss_on_validation_and_changes_no_decision(site):
-    mislabelled = f"p{TRAIN},data.npz::images[{TRAIN}]"  # else the surest model would be the best
+    mislabelled = f"p{TRAIN},data.npz::images[{TRAIN}]"  # there is a temperature only where someone is wrong
     site.manifest.write_text(site.manifest.read_text().replace(f"{mislabelled},1", f"{mislabelled},0"))
     job = job_of()
     data = data_of(site, job)
     network = trained(job, data, rounds=2)
-    with torch.no_grad():  # too sure of itself by far
-        for parameter in list(network.parameters())[-2:]:
-            parameter.mul_(30)
+    surer(network, 30)
     before = probabilities(network, data, job)
     tempered = make_variant("temperature", network, data, site, job, task_of(job), 1)
     after = probabilities(tempered, data, job)
@@ -174,6 +179,29 @@ def test_the_temperature_that_made_probabilities_wrong_is_found(exclusive):
     for wrong in (0.5, 1.0, 3.0):
         found = best_temperature(torch.tensor(logits * wrong), torch.tensor(labels))
         assert found == pytest.approx(wrong, rel=0.07)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_validation_patients_that_are_all_right_or_all_wrong_give_no_temperature(site, sign):
+    """Else every probability of the site's test patients would become 0 or 1, or all would be the same."""
+    job = job_of()
+    data = data_of(site, job)
+    network = trained(job, data, rounds=4)
+    labels = np.array([int(case.label) for case in data.cases("validation")])
+    assert (probabilities(network, data, job).argmax(axis=1) == labels).all()
+    surer(network, sign * 0.1)
+    with pytest.raises(Fault, match="no temperature is best") as fault:
+        make_variant("temperature", network, data, site, job, task_of(job), 1)
+    assert fault.value.parameters == {"reason": "no_temperature"}
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0], [[1, 0], [0, 1], [1, 0]]])
+def test_a_temperature_is_finite_as_soon_as_one_patient_is_wrong(labels):
+    right, wrong = torch.tensor([[2.0, -2.0], [-2.0, 2.0], [2.0, -2.0]]), torch.tensor([[-1.0, 1.0]])
+    truth = torch.tensor(labels)
+    with pytest.raises(Fault):
+        best_temperature(right.double(), truth)
+    assert 0.1 < best_temperature(torch.cat([right, wrong]).double(), torch.cat([truth, truth[:1]])) < 10
 
 
 def test_a_temperature_needs_validation_patients(site):

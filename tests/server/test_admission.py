@@ -150,6 +150,7 @@ def test_what_a_site_calls_its_tensors_cannot_fill_or_move_the_screen():
     ("numbers", "reason"),
     [
         ({"weight": 0}, "its weight is 0, expected at least 1"),
+        ({"cases": 0}, "it was trained on 0 cases, expected at least 1"),
         ({"weight": -3}, "'weight' is -3, expected a count"),
         ({"weight": 2.5}, r"'weight' is 2\.5, expected a count"),
         ({"weight": 2**40}, "expected a count"),

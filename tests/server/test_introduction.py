@@ -83,6 +83,23 @@ def meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     return go
 
 
+def test_training_cases_are_those_that_the_task_trains_on_and_all_are_on_record(tmp_path: Path) -> None:
+    """Anomaly detection trains on the first class: that is what a site will count."""
+    normal, other = "normal", "tumour"
+    task = {"kind": "anomaly", "classes": [normal, other]}
+    job = Job.model_validate(JOB.model_dump() | {"task": task, "model": {"name": "vae"}})
+    answer = ready()
+    summary = json.loads(str(answer["prepared"]["summary"]))
+    summary["cases"] = {"train": 100, "validation": 9, "test": 9}
+    summary["classes"] = {"train": {normal: 20, other: 80}, "validation": {other: 9}, "test": {other: 9}}
+    answer["prepared"]["summary"] = json.dumps(summary)
+    met = Introduction(OneSite([answer]), job, EventLog(tmp_path / "events.jsonl"))
+    met.begin()
+    assert met.ready["north"].cases == {"train": 20, "validation": 9, "test": 9}
+    [event] = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "site_ready"]
+    assert event["cases"]["train"] == 100
+
+
 @pytest.mark.parametrize("passing", [WORKER_DIED, Error(5, ""), no("stopping"), no("waiting")])
 def test_a_site_that_was_lost_or_not_ready_yet_is_asked_again(meet: Any, passing: RecordDict | Error) -> None:
     met, events = meet(passing, passing, ready())

@@ -55,3 +55,12 @@ def test_running_statistics_are_averaged_and_never_stepped(name):
 def test_sites_that_did_not_move_do_not_move_the_model(name):
     weights, _ = step(ServerOptimizer(name=name), ["w"], CURRENT, CURRENT, {})
     assert weights["w"].tobytes() == CURRENT["w"].tobytes()
+
+
+@pytest.mark.parametrize("size", [1e-4, 3e-3, 3e-2])
+@pytest.mark.parametrize("name", ["none", "momentum", "adam", "yogi", "adagrad"])
+def test_the_first_step_at_the_defaults_is_not_far_longer_than_the_update(name, size):
+    update = np.random.default_rng(0).normal(0, size, 10000).astype(np.float32)
+    start = {"w": np.zeros(10000, np.float32)}
+    weights, _ = step(ServerOptimizer(name=name), ["w"], start, {"w": update}, {})
+    assert 0.01 < np.linalg.norm(weights["w"]) / np.linalg.norm(update) < 3

@@ -57,7 +57,7 @@ class ScriptedGrid(Grid):
         self._run = Run.create_empty(run_id=1)
         self.sites, self.order = sites, order or list(range(len(sites)))
         self.asked, self.waiting, self.calls = [], {}, [0] * len(sites)
-        self.last_used = []
+        self.last_used, self.content = [], None  # the message that is being answered
 
     def set_run(self, run):
         self._run = run
@@ -88,6 +88,7 @@ class ScriptedGrid(Grid):
                 continue
             message = self.waiting.pop(message_id)
             self.calls[node] += 1
+            self.content = message.content
             answer = self.sites[node](from_record(message.content["weights"]), self.calls[node])
             if answer is not None:
                 yield Message(answer, reply_to=message)
@@ -114,6 +115,84 @@ def test_the_global_model_is_the_mean_weighted_by_cases(tmp_path):
     assert state.round == 1 and state.fingerprint == fingerprint(state.weights)
     finished = events[-1]
     assert finished["sites_used"] == 2 and finished["update_norm"] == pytest.approx(2 * 3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("federation", "weights"), [({"weighting": "equal"}, (1, 1)), ({"algorithm": {"name": "qfedavg"}}, (2**17, 2**15))]
+)
+def test_the_loss_of_a_round_is_the_mean_over_cases_whatever_an_update_counts(tmp_path, federation, weights):
+    def site(cases, loss, weight):
+        def answer(model, attempt):
+            content = update(model, cases)
+            content["numbers"].update({"loss": loss, "weight": weight})
+            if "algorithm" in federation:
+                content["algorithm"] = to_record({"damping": np.array(0.0, np.float32)})
+            return content
+
+        return answer
+
+    _, events = play(tmp_path, [site(30, 2.0, weights[0]), site(10, 0.4, weights[1])], **federation)
+    assert events[-1]["loss"] == pytest.approx((30 * 2.0 + 10 * 0.4) / 40)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "sent", "numbers", "reason"),
+    [
+        ({"name": "fednova"}, 1e12, {}, "its path_length is 1e+12, where 1 local steps make 1"),
+        ({"name": "fednova"}, -1.0, {}, "its path_length is -1, where 1 local steps make 1"),
+        ({"name": "fednova"}, 99.0, {"steps": 99}, "it took 99 local steps, where the job and its 10 cases make 1"),
+        ({"name": "fednova"}, 0.0, {"steps": 0}, "it took 0 local steps, where the job and its 10 cases make 1"),
+        ({"name": "qfedavg"}, -5.0, {}, "its damping is -5, expected at least 0"),
+        (
+            {"name": "qfedavg"},
+            0.0,
+            {"weight": 2**29 - 1},
+            "its weight is 536870911, where losses of 0 to 100 make 1 to 6553600",
+        ),
+        (
+            {"name": "qfedavg", "q": 0.0},
+            0.0,
+            {"weight": 2**17},
+            "its weight is 131072, where losses of 0 to 100 make 65536 to 65536",
+        ),
+    ],
+)
+def test_one_number_beside_the_model_cannot_replace_it(tmp_path, algorithm, sent, numbers, reason):
+    nova = algorithm["name"] == "fednova"
+
+    def site(value, **changes):
+        def answer(weights, call):
+            content = update({"w": weights["w"] + np.float32(0.5)})
+            content["numbers"].update({"weight": 10 if nova else 2**16, **changes})
+            content["algorithm"] = to_record({"path_length" if nova else "damping": np.array(value, np.float32)})
+            return content
+
+        return answer
+
+    honest = 1.0 if nova else 0.0
+    state, events = play(tmp_path, [*[site(honest)] * 4, site(sent, **numbers)], algorithm=algorithm)
+    assert replies(events)["site-3"] == ("used", None)
+    assert replies(events)["site-4"] == ("rejected", reason)
+    np.testing.assert_array_equal(state.weights["w"], START["w"] + np.float32(0.5))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_a_model_that_is_not_finite_is_not_kept_and_the_round_is_done_again(tmp_path):
+    far = [0.0, 5.0, 1.0]  # by call; 1e38 times 5 is beyond float32
+
+    def site(weights, call):
+        return update({"w": weights["w"] + np.float32(far[call - 1])})
+
+    asked = job(algorithm={"name": "fedavg", "server_optimizer": {"name": "momentum", "learning_rate": 1e38}})
+    grid, roster = ScriptedGrid([site]), {"site-0": Site("site-0", 0, {"train": 10})}
+    events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
+    said = "round 2 came to values that are NaN or infinite, by the algorithm fedavg and the aggregation mean"
+    with pytest.raises(RunStopped, match=said):
+        run_rounds(grid, roster, asked, TENSORS, RunState(START), store, events, lambda needed: None)
+    kept, _ = store.load(pytest.fail)
+    assert kept.round == 1 and kept.fingerprint == fingerprint(START)
+    state = run_rounds(grid, roster, asked, TENSORS, kept, store, events, lambda needed: None)
+    assert state.round == 2 and np.isfinite(state.weights["w"]).all()
 
 
 def test_one_wild_site_of_four_is_outvoted_by_the_median_and_not_by_the_mean(tmp_path):
@@ -252,21 +331,60 @@ def test_what_a_sum_over_all_sites_moves_by_is_the_share_of_the_weight_that_answ
     np.testing.assert_array_equal(state.algorithm["slope/w"], np.full(3, -0.75, np.float32))
 
 
+def test_sites_that_count_less_than_they_announced_have_all_answered_all_the_same(tmp_path):
+    """Each has 1000 training cases, says so, and trains on 20 of them: its share is of what both count."""
+    sites = [moved(1.0, cases=20), moved(0.0, cases=20)]
+    state, _ = play(tmp_path, sites, algorithm={"name": "feddyn", "alpha": 1.0})
+    np.testing.assert_array_equal(state.algorithm["slope/w"], np.full(3, -0.5, np.float32))
+
+
+def test_a_newcomer_gets_the_mean_in_which_it_counts_already(tmp_path):
+    """SCAFFOLD's c is 1 at the only site there is; with a second one of a quarter of the cases it is 0.75."""
+    received = []
+
+    def site(cases):
+        def answer(weights, call):
+            received.append(from_record(grid.content["algorithm"])["control/w"])
+            content = update(weights, cases, went_on_from=call - 1)
+            content["algorithm"] = to_record({"control/w": np.full(3, float(call == 1), np.float32)})
+            return content
+
+        return answer
+
+    grid, events = ScriptedGrid([site(30), site(10)]), EventLog(tmp_path / "events.jsonl")
+    roster, asked = {"site-0": Site("site-0", 0, {"train": 30})}, job(algorithm={"name": "scaffold"})
+    state = one_round(grid, roster, asked, TENSORS, RunState(START), events, lambda needed: None)
+    newcomer = {"site-1": Site("site-1", 1, {"train": 10})}
+    # It comes while the round waits for sites.
+    one_round(grid, roster, asked, TENSORS, state, events, lambda needed: roster.update(newcomer))
+    np.testing.assert_array_equal(received, [np.zeros(3), np.full(3, 0.75), np.full(3, 0.75)])
+
+
 @pytest.mark.parametrize("seen_again", [True, False])
 def test_a_mean_over_all_sites_counts_those_that_come_late_and_those_that_are_away(tmp_path, seen_again):
     """FedDyn's h is −α Σ pₖ (θₖ − θ) over all rounds, pₖ the share of the weight of all that were met."""
-    grid = ScriptedGrid([moved(1.0, cases=30), moved(0.0, cases=10)])
+
+    def moves(weights, call):
+        return update({"w": weights["w"] + np.float32(1)}, cases=30, went_on_from=call - 1)
+
+    grid = ScriptedGrid([moves, moved(0.0, cases=10)])
     first, late = Site("site-0", 0, {"train": 30}), Site("site-1", 1, {"train": 10})
     events = EventLog(tmp_path / "events.jsonl")
-    asked = job(quorum=1, algorithm={"name": "feddyn", "alpha": 1.0})
-    state = one_round(grid, {"site-0": first}, asked, TENSORS, RunState(START), events, lambda needed: None)
+    asked, store = job(quorum=1, algorithm={"name": "feddyn", "alpha": 1.0}), CheckpointStore(tmp_path / "kept", "job")
+
+    def round_of(sites, state):
+        """A round, behind which the run is killed and resumed."""
+        store.save(one_round(grid, sites, asked, TENSORS, state, events, lambda needed: None), 0)
+        return store.load(pytest.fail)[0]
+
+    state = round_of({"site-0": first}, RunState(START))
     np.testing.assert_array_equal(state.algorithm["slope/w"], np.full(3, -1.0, np.float32))
-    state = one_round(grid, {"site-0": first, "site-1": late}, asked, TENSORS, state, events, lambda needed: None)
+    state = round_of({"site-0": first, "site-1": late}, state)
     np.testing.assert_allclose(state.algorithm["slope/w"], np.full(3, -2 * 0.75))
     # The run is resumed while the late one is away: it is still of the federation.
     roster = {"site-0": first, "site-1": late} if seen_again else {"site-0": first}
     grid.sites[1] = lambda weights, call: Error(1, "gone")
-    state = one_round(grid, roster, asked, TENSORS, state, events, lambda needed: None)
+    state = round_of(roster, state)
     np.testing.assert_allclose(state.algorithm["slope/w"], np.full(3, -3 * 0.75))
 
 
@@ -283,7 +401,7 @@ def test_a_site_that_lost_what_it_keeps_at_home_is_named(tmp_path):
         "site-1 began anew in round 3",
         "site-2 went on from round 1 in round 3",
     ]
-    assert "what it kept at home behind round 2 is lost" in said[0]
+    assert "what it kept at home behind round 2 is lost" in said[0] and "begin anew" not in said[0]
 
 
 def test_a_metric_that_has_no_value_is_no_reason_to_stop_early(tmp_path):

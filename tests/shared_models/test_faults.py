@@ -11,6 +11,7 @@ from shared_models.faults import (
     FAULTS,
     LARGEST_PARAMETERS,
     MOST_REFUSALS,
+    NO_VARIANT,
     ORDERS,
     WITHHELD,
     Fault,
@@ -40,6 +41,7 @@ EXAMPLES = {
     "system": {"errno": "EACCES"},
     "error": {"name": "ZeroDivisionError"},
     "diverged": {"round": 4},
+    "overflow": {"round": 4},
     "lost": {"round": 4},
     "version": {"installed": "0.1.0", "expected": "0.2.0rc1"},
     "order": {"reason": "expired"},
@@ -68,6 +70,7 @@ def test_a_refusal_says_rule_asked_allowed_and_what_would_pass():
 def test_every_reason_has_its_words():
     assert all(ORDERS[reason] in sentence("order", reason=reason) for reason in ORDERS)
     assert all(WITHHELD[reason] in sentence("withheld", reason=reason) for reason in WITHHELD)
+    assert all(NO_VARIANT[reason] in sentence("variant", reason=reason) for reason in NO_VARIANT)
 
 
 def test_an_order_that_is_refused_has_a_reason_that_the_coordinator_knows():

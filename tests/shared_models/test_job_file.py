@@ -143,7 +143,7 @@ MISTAKES = {
     "an algorithm that is fedavg with a server optimiser": (
         ("rounds: 3", "rounds: 3\n  algorithm: {name: FedAdam}"),
         "job.yaml:17: federation: FedAdam is fedavg with a server optimiser: "
-        "write algorithm: {name: fedavg, server_optimizer: {name: adam}}",
+        "write algorithm: {name: fedavg, server_optimizer: {name: adam, learning_rate: 0.01}}",
     ),
     "a word for a list of one of two kinds": (
         ("seed: 7", "seed: 7\nevaluation: {subgroups: {sex: F}}"),
@@ -317,6 +317,17 @@ def test_the_example_passes_and_shows_every_key(task: str):
     job = load_job(path)
     assert job.task.kind == task
     assert _keys(yaml.safe_load(dump_job(job))) == _keys(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(("name", "rate"), [("momentum", 1.0), ("adam", 0.01), ("yogi", 0.01), ("adagrad", 0.01)])
+def test_another_server_optimizer_in_the_example_has_a_rate_of_its_own(name: str, rate: float):
+    text = Path("shared_models/job_templates/classification.yaml").read_text()
+    job = parse_job(text.replace("name: none ", f"name: {name} "), "job.yaml")
+    written = f'"learning_rate":{rate},"momentum":0.9,"name":"{name}"'
+    assert written in job.canonical_json()
+    assert Job.model_validate_json(job.canonical_json()) == job
+    stated = text.replace("name: none ", f"name: {name} ").replace("learning_rate: null", "learning_rate: 0.5")
+    assert parse_job(stated, "job.yaml").federation.algorithm.server_optimizer.learning_rate == 0.5
 
 
 def test_a_single_finding_has_no_class_to_be_flipped_with():

@@ -95,6 +95,7 @@ def test_a_hospital_whose_folder_was_emptied_goes_on_and_the_run_says_what_is_lo
     assert simulate(SimulationRequest(None, resume=out)) == 0
     (said,) = [event["text"] for event in events_of(out, "warning") if "is lost" in event["text"]]
     assert said.startswith("hospital-2 began anew in round 3: what it kept at home behind round 2 is lost")
+    assert "(control variates) of scaffold begin anew at the coordinator and every site behind round 3" in said
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("fedprox", {"mu": 0.0}), ("moon", {"mu": 0.0})])

@@ -25,7 +25,7 @@ from client.data.readers import stamp
 from client.egress import release
 from client.policy import Policy
 from client.site import Site
-from client.training import _batches, _planned
+from client.training import _batches
 from server.introduction import Prepared
 from shared_models.errors import BadInput
 from shared_models.job import Model
@@ -213,7 +213,7 @@ def test_every_batch_of_an_unpaired_translation_holds_both_domains():
     job = make_job(UNPAIRED)
     job = job.model_copy(update={"training": job.training.model_copy(update={"batch_size": 4, "local_epochs": 3})})
     labels = ["old"] * 20 + ["new"] * 9
-    batches = list(_batches(labels, job, np.random.default_rng(0), _planned(len(labels), job, None)))
+    batches = list(_batches(labels, job, np.random.default_rng(0), job.training.steps(len(labels))))
     assert Counter(index for batch in batches for index in batch) == Counter(list(range(29)) * 3)
     assert {Counter(labels[index] for index in batch)["new"] for batch in batches} == {1, 2}
     assert {len(batch) for batch in batches} == {3, 4}

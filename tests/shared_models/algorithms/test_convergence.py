@@ -6,8 +6,10 @@ import pytest
 from client.policy import steps_per_round
 from client.training import make_optimizers, train_round
 from shared_models.algorithms import Gathered
+from shared_models.algorithms.algorithm import Sent
 from shared_models.algorithms.fednova import path_length
 from shared_models.algorithms.local_round import LocalRound
+from shared_models.job import Job
 from shared_models.weights import TensorInfo
 from tests.shared_models.algorithms.quadratics import (
     CURVATURE,
@@ -69,17 +71,18 @@ def test_the_servers_state_stays_the_weighted_mean_of_the_sites_whoever_takes_pa
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_scaffold_follows_the_paper_step_by_step():
+@pytest.mark.parametrize("steps", [(STEPS, STEPS, STEPS), (2, 5, 12)])
+def test_scaffold_follows_the_paper_step_by_step(steps):
     """Algorithm 1 with option II, written out in numpy."""
-    federation = Federation(job(SCAFFOLD))
+    federation = Federation(job(SCAFFOLD), steps=steps)
     x, c, c_k = np.zeros(3), np.zeros(3), np.zeros((3, 3))
     for _ in range(4):
         ends, changes = [], []
         for k in range(3):
             y = x.copy()
-            for _ in range(10):
+            for _ in range(steps[k]):
                 y = y - RATE * (CURVATURE[k] * (y - OPTIMA[k]) - c_k[k] + c)
-            following = c_k[k] - c + (x - y) / (10 * RATE)
+            following = c_k[k] - c + (x - y) / (steps[k] * RATE)
             changes.append(following - c_k[k])
             c_k[k] = following
             ends.append(y)
@@ -197,7 +200,7 @@ def test_qfedavg_measures_the_loss_of_the_model_as_it_came_in_the_real_local_loo
     assert local.initial_loss == pytest.approx(before) and loss_of(1, network).item() < before / 2
 
 
-@pytest.mark.parametrize(("loss", "weight"), [(0.0, 1), (2.0, 4 * 2**16), (1e9, 2**29 - 1)])
+@pytest.mark.parametrize(("loss", "weight"), [(0.0, 1), (2.0, 4 * 2**16), (1e9, 2**29 - 1), (np.inf, 2**29 - 1)])
 def test_qfedavg_weighs_a_site_by_a_whole_number_that_admission_takes_whatever_its_loss(loss, weight):
     rules = job({"name": "qfedavg", "q": 2.0})
     algorithm = rules.federation.algorithm
@@ -207,6 +210,24 @@ def test_qfedavg_weighs_a_site_by_a_whole_number_that_admission_takes_whatever_i
     sent = algorithm.contribution(local)
     assert sent.weight == weight
     assert sent.extra["damping"] == pytest.approx(2 * 3 / (RATE * max(loss, 1e-6)))
+    assert algorithm.misfit(rules, Sent(10, STEPS, sent.weight, 3**0.5, sent.extra)) is None
+
+
+@pytest.mark.parametrize("training", [{"local_steps": 7}, {"local_epochs": 3, "batch_size": 3}])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_what_fednova_sends_from_the_real_local_loop_is_what_the_server_expects(training, momentum):
+    content = job({"name": "fednova"}, momentum=momentum).model_dump(mode="json")
+    content["training"] |= {"local_steps": None, **training}
+    rules = Job.model_validate(content)
+    network, task, algorithm = Point(), Quadratic(rules, 1), rules.federation.algorithm
+    local = LocalRound(network, rules, algorithm)
+    done = train_round(network, make_optimizers(network, rules, task), Blank(10), rules, task, "a", 1, local=local)
+    sent = algorithm.contribution(local)
+    assert algorithm.misfit(rules, Sent(done.cases, done.steps, sent.weight, 1.0, sent.extra)) is None
+    # In float16 a step may be left out.
+    less = {"path_length": np.array(path_length(done.steps - 1, momentum), np.float32)}
+    assert algorithm.misfit(rules, Sent(done.cases, done.steps - 1, sent.weight, 1.0, less)) is None
+    assert algorithm.misfit(rules, Sent(done.cases, done.steps, sent.weight, 1.0, less))
 
 
 def test_qfedavg_makes_losses_more_alike():

@@ -57,7 +57,7 @@ def sites(tmp_path):
 
 def asked(at, job, weights, number):
     """The answer to a training message: the weights, and what they count."""
-    instruction = ConfigRecord({"round": number, "last_used": number - 1, "best_used": 0})
+    instruction = ConfigRecord({"round": number, "last_used": number - 1, "best_used": 0, "algorithm_since": 0})
     answer = train(at, job, RecordDict({"instruction": instruction, "weights": to_record(weights)}))
     sent = {name: array.copy() for name, array in from_record(answer["weights"]).items()}
     return sent, answer["numbers"]["weight"]

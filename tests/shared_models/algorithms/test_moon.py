@@ -94,7 +94,7 @@ def test_the_loss_is_the_tasks_and_mu_times_equation_3(kind, mu, temperature):
     came, last_time, task = network_apart(rules, 1), network_apart(rules, 2), task_of(rules)
     local = second_round(rules, came, last_time)
     drift(local, rules)
-    found = rules.federation.algorithm.step_loss(local, task, batch, "network").item()
+    found, own = (loss.item() for loss in rules.federation.algorithm.step_loss(local, task, batch, "network"))
     with torch.no_grad():
         plain = task.step_loss(local.network, batch, "network").item()
         z = features(local.network, batch["image"]).numpy().astype(np.float64)
@@ -104,6 +104,7 @@ def test_the_loss_is_the_tasks_and_mu_times_equation_3(kind, mu, temperature):
     contrast = -np.log(near / (near + far)).mean()
     assert found == pytest.approx(plain + mu * contrast, rel=1e-5)
     assert abs(found - plain) > 0.1  # so that it says something
+    assert own == plain
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +120,7 @@ def test_a_step_down_the_contrast_brings_the_features_to_the_global_models_and_a
             return [cosine(z, features(n.eval(), batch["image"]).numpy()).mean() for n in (came, last_time)]
 
     parameters = list(local.network.parameters())
-    with_it = rules.federation.algorithm.step_loss(local, task, batch, "network")
+    with_it, _ = rules.federation.algorithm.step_loss(local, task, batch, "network")
     contrast = with_it - task.step_loss(local.network, batch, "network")
     gradients = torch.autograd.grad(contrast, parameters, allow_unused=True)
     near, far = similarities()
@@ -136,8 +137,8 @@ def test_in_a_sites_first_round_the_loss_is_the_tasks_alone_and_its_model_stays_
     algorithm, task, network = rules.federation.algorithm, task_of(rules), network_apart(rules, 1)
     local = LocalRound(network, rules, algorithm)
     algorithm.begin(local)
-    found, plain = algorithm.step_loss(local, task, batch, "network"), task.step_loss(network, batch, "network")
-    assert found.item() == plain.item()
+    found, own = algorithm.step_loss(local, task, batch, "network")
+    assert found.item() == own.item() == task.step_loss(network, batch, "network").item()
     sent = algorithm.contribution(local)
     assert not sent.extra
     assert {name.removeprefix("previous/") for name in sent.kept} == travelling(network).keys()
@@ -153,7 +154,7 @@ def test_what_stays_is_the_whole_model_as_it_was_sent_also_where_layers_are_a_si
     assert sent.weights.keys() < before.keys()
     assert fingerprint({n.removeprefix("previous/"): a for n, a in sent.kept.items()}) == fingerprint(before)
     local = second_round(rules, network_apart(rules, 1), last_time)
-    with_it = algorithm.step_loss(local, task_of(rules), batch, "network")
+    with_it, _ = algorithm.step_loss(local, task_of(rules), batch, "network")
     assert with_it.item() > task_of(rules).step_loss(local.network, batch, "network").item()
 
 
@@ -169,3 +170,17 @@ def test_the_two_models_that_it_compares_with_stay_as_they_are_while_the_site_tr
     assert fingerprint(travelling(local.network)) not in others
     kept = rules.federation.algorithm.contribution(local).kept
     assert fingerprint({n.removeprefix("previous/"): a for n, a in kept.items()}) == fingerprint(copied(local.network))
+
+
+def test_what_is_reported_is_the_tasks_loss_and_what_is_stepped_down_is_both():
+    came, last_time = network_apart(job(), 1), network_apart(job(), 2)
+
+    def one_step(mu):
+        rules = job(mu=mu)
+        local, task = second_round(rules, came, last_time), task_of(rules)
+        optimizers = make_optimizers(local.network, rules, task)
+        progress = train_round(local.network, optimizers, Blank(8), rules, task, "north", 2, steps=1, local=local)
+        return progress.loss, fingerprint(travelling(local.network))
+
+    (loss, weights), (plain, without_it) = one_step(mu=5.0), one_step(mu=0.0)
+    assert loss == plain and weights != without_it
