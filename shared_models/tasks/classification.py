@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.job_tasks import ClassificationTask
-from shared_models.tasks import histograms
+from shared_models.tasks import calibration, histograms
 from shared_models.tasks.shape import to_size
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
 from shared_models.tasks.task import CaseRecord, MetricInfo, Sums, Task, check_finite
 
-CALIBRATION_BINS = 15
 THRESHOLD = 0.5
 
 
@@ -41,7 +40,10 @@ class Classification(Task):
         self.single = section.mode == "single_label"
         self.class_weights, self.focal_gamma = section.class_weights, section.focal_gamma
         # With two exclusive classes the first mirrors the second: only the second is ranked.
-        self.ranked = list(range(self.outputs))[1:] if self.single and self.outputs == 2 else list(range(self.outputs))
+        two = self.single and self.outputs == 2
+        self.ranked = list(range(self.outputs))[1:] if two else list(range(self.outputs))
+        # Of several exclusive classes, a temperature may put another case first: the other classes' logits count too.
+        self.ranked_sums = ("positives", "negatives") if two or not self.single else ()
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Cross entropy, or binary cross entropy over all findings, mean over the batch weighted by class.
@@ -132,22 +134,14 @@ class Classification(Task):
             confidence, correct = (np.take_along_axis(values, top, axis=1) for values in (probabilities, truth))
         else:
             confidence, correct = probabilities, truth
-        # Equal bins, closed on the right as in Guo et al. 2017.
-        bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-        cells = np.arange(len(confidence))[:, None] * CALIBRATION_BINS + bins
-        by_case = [
-            np.bincount(cells.ravel(), values.ravel(), len(confidence) * CALIBRATION_BINS).reshape(-1, CALIBRATION_BINS)
-            for values in (np.ones_like(confidence), confidence, correct)
-        ]
-        return weighted_sums(weights, np.stack(by_case, axis=1))
+        return weighted_sums(weights, calibration.binned(confidence, correct))
 
     def metrics(self, sums: Sums) -> dict[str, np.ndarray]:
         """Ranking per class and its mean over the classes that have both kinds of cases, accuracies, calibration.
 
         brier: mean squared difference of probability and outcome over cases and classes (Brier 1950; for two classes
-        the usual binary score). calibration_error: expected calibration error (Guo et al. 2017, eq. 3); resampling
-        tends to raise it, so that its interval reaches further up than down. For multi_label, the accuracies are means
-        over findings, at a threshold of 0.5.
+        the usual binary score). calibration_error: see `calibration`. For multi_label, the accuracies are means over
+        findings, at a threshold of 0.5.
         """
         metrics: dict[str, np.ndarray] = {}
         kinds = [self._ordered(sums, row) for row in range(len(self.ranked))]
@@ -156,8 +150,7 @@ class Classification(Task):
             metrics[name] = mean_of_defined(by_class)
             metrics |= {f"{name}/{self.classes[k]}": by_class[:, row] for row, k in enumerate(self.ranked)}
         metrics["balanced_accuracy"], metrics["accuracy"] = self._accuracies(sums["confusion"])
-        n, confidence, correct = sums["calibration"].transpose(1, 0, 2)
-        metrics["calibration_error"] = ratio(np.abs(confidence - correct).sum(axis=1), n.sum(axis=1))
+        metrics["calibration_error"] = calibration.calibration_error(sums["calibration"])
         metrics["brier"] = ratio(sums["squared_error"], sums["cases"])
         return metrics
 
@@ -192,14 +185,12 @@ class Classification(Task):
                 info[f"{name}/{self.classes[k]}"] = {
                     "label": text, "larger_is_better": True, "unit": "", "headline": False,
                 }  # fmt: skip
-        for name, label, larger, headline in (
-            ("balanced_accuracy", "Balanced accuracy", True, True),
-            ("accuracy", "Accuracy", True, False),
-            ("calibration_error", "Calibration error", False, True),
-            ("brier", "Brier score", False, False),
+        for name, label, headline in (
+            ("balanced_accuracy", "Balanced accuracy", True),
+            ("accuracy", "Accuracy", False),
         ):
-            info[name] = {"label": label, "larger_is_better": larger, "unit": "", "headline": headline}
-        return info
+            info[name] = {"label": label, "larger_is_better": True, "unit": "", "headline": headline}
+        return info | calibration.INFO
 
     def curves(self, sums: Sums) -> dict[str, Any]:
         """{"roc": {class: {"fpr", "tpr"}}, "reliability": {"confidence", "observed", "n"}}.
@@ -211,13 +202,7 @@ class Classification(Task):
             positives, negatives = self._ordered(_first(sums), row)
             if positives.any() and negatives.any():
                 roc[self.classes[k]] = histograms.roc_points(positives[0], negatives[0])
-        n, confidence, correct = sums["calibration"][0][:, sums["calibration"][0, 0] > 0]
-        reliability = {
-            "confidence": (confidence / n).tolist(),
-            "observed": (correct / n).tolist(),
-            "n": [int(count) for count in n],
-        }
-        return {"roc": roc, "reliability": reliability}
+        return {"roc": roc, "reliability": calibration.reliability(sums["calibration"][0])}
 
 
 def _first(sums: Sums) -> Sums:

@@ -9,6 +9,12 @@ How an organ that is not there is counted, per class and case:
 | empty | there | false | 0 | left out |
 | empty | empty | nothing | left out | left out |
 | not annotated (data.annotated) | anything | nothing | left out | left out |
+
+Calibration is of voxels, and most of these are background that no model doubts. So it is looked at within a box around
+the organs (Mehrtash et al. 2020, Confidence calibration and predictive uncertainty estimation for deep medical image
+segmentation), and a case counts once, however many voxels its box has. The box is that of the label alone: with the
+prediction's, a false organ far away would better a model's value, and two models would be judged on different voxels. A
+case whose label has no organ is left out.
 """
 
 from __future__ import annotations
@@ -26,19 +32,24 @@ from torch import Tensor, nn
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.job_tasks import SegmentationTask
+from shared_models.tasks import calibration
 from shared_models.tasks.shape import tiled
 from shared_models.tasks.sums import mean_of_defined, population, ratio, weighted_sums
 from shared_models.tasks.task import Batch, CaseRecord, MetricInfo, Sums, Task, check_finite
 
 MEASURES = ("dice", "surface_dice", "hd95")
 EVENTS = ("missed", "false")
+MARGIN = 3
+"""Voxels of background around the organs within which calibration is looked at."""
 
 
 class Segmentation(Task):
     """The segmentation task of a job; see `Task` for the methods.
 
     A record's `values` hold one entry per class but the background: "dice" and "surface_dice" (0..1), "hd95" (mm),
-    "missed" and "false" (0 or 1); None where undefined.
+    "missed" and "false" (0 or 1); None where undefined. Of the voxels near the organs it holds "squared_error", the one
+    Brier score, and "calibration", the sums of `calibration.binned` over the number of voxels, one after another; both
+    empty without an organ, and missing in a record of an older version.
     """
 
     def __init__(self, section: SegmentationTask) -> None:
@@ -107,7 +118,7 @@ class Segmentation(Task):
         return total / len(flips)
 
     def judge(self, probabilities: Tensor, sample: dict[str, Any]) -> CaseRecord:
-        """Dice, surface Dice and HD95 of every class of one case.
+        """Dice, surface Dice and HD95 of every class of one case, and the calibration of its voxels.
 
         Args:
             probabilities: (classes, *spatial).
@@ -121,16 +132,21 @@ class Segmentation(Task):
                 f"{(self.outputs, *label.shape)} (classes, then the label's shape)."
             )
         check_finite(probabilities, sample["id"])
-        predicted = probabilities.argmax(dim=0).cpu().numpy()
+        largest, predicted = (array.cpu().numpy() for array in probabilities.max(dim=0))  # far faster than argmax
         spacing = [float(step) for step in sample["spacing"]]
         diagonal_mm = float(np.linalg.norm(np.array(label.shape) * spacing))
-        values = self._judge_classes(*_foreground_box(predicted, label), spacing, diagonal_mm)
+        box = _box((predicted > 0) | (label > 0))  # surfaces and overlaps are the same there, only faster
+        values = self._judge_classes(predicted[box], label[box], spacing, diagonal_mm)
+        known = [True] * self.outputs
         if "annotated" in sample:
-            known = sample["annotated"][1:].tolist()
+            known = sample["annotated"].tolist()
             values = {
-                name: [value if here else None for value, here in zip(row, known, strict=True)]
+                name: [value if here else None for value, here in zip(row, known[1:], strict=True)]
                 for name, row in values.items()
             }
+        near = _box(label > 0, MARGIN)
+        around = probabilities[(slice(None), *near)].cpu().numpy()
+        values |= _believed(around, largest[near], predicted[near], label[near], known)
         return CaseRecord(sample["id"], sample["patient"], values)
 
     def _judge_classes(
@@ -156,7 +172,11 @@ class Segmentation(Task):
         return values | {"missed": [float(event) for event in missed], "false": [float(event) for event in false]}
 
     def sums(self, records: Sequence[CaseRecord], weights: np.ndarray) -> Sums:
-        """Per measure Σ and the number of cases it is defined in, per event its number: (replicates, classes - 1)."""
+        """Per measure Σ and the number of cases it is defined in, per event its number: (replicates, classes - 1).
+
+        "calibration" (replicates, 3, bins), of n, confidence and correct the mean over a case's voxels; "squared_error"
+        and the number of cases with an organ, "calibrated": (replicates,).
+        """
         sums: Sums = population([record.patient for record in records], weights)
         for name in (*MEASURES, *EVENTS):
             rows = [record.values[name] for record in records]
@@ -164,16 +184,31 @@ class Segmentation(Task):
             sums[name] = weighted_sums(weights, terms)
             if name in MEASURES:
                 sums[f"{name}_n"] = weighted_sums(weights, np.isfinite(terms).astype(float))
-        return sums
+        believed = [record for record in records if record.values.get("calibration")]
+        of = weights[:, [bool(record.values.get("calibration")) for record in records]]
+        bins = np.array([record.values["calibration"] for record in believed], dtype=float)
+        squared_error = np.array([record.values["squared_error"] for record in believed], dtype=float)
+        return sums | {
+            "calibration": weighted_sums(of, bins.reshape(-1, 3, calibration.BINS)),
+            "squared_error": weighted_sums(of, squared_error.reshape(-1)),
+            "calibrated": of.sum(axis=1),
+        }
 
     def metrics(self, sums: Sums) -> dict[str, np.ndarray]:
-        """Means over cases per class, the mean of these over classes, and the total of missed and false organs."""
+        """Means over cases per class, the mean of these over classes, totals of missed and false organs, calibration.
+
+        brier: mean squared difference of probability and outcome over a case's voxels and classes, mean over cases.
+        """
         metrics: dict[str, np.ndarray] = {}
         for name in MEASURES:
             by_class = ratio(sums[name], sums[f"{name}_n"])
             metrics[name] = mean_of_defined(by_class)
             metrics |= {f"{name}/{organ}": by_class[:, k] for k, organ in enumerate(self.organs)}
-        return metrics | {name: sums[name].sum(axis=1) for name in EVENTS}
+        return metrics | {
+            **{name: sums[name].sum(axis=1) for name in EVENTS},
+            "calibration_error": calibration.calibration_error(sums["calibration"]),
+            "brier": ratio(sums["squared_error"], sums["calibrated"]),
+        }
 
     def counts(self, sums: Sums) -> dict[str, int]:
         """Cases behind every metric: of a class those in which it is defined, of a mean over classes all judged."""
@@ -183,7 +218,7 @@ class Segmentation(Task):
             by_class = [int(n) for n in sums[f"{name}_n"][0]]
             counts[name] = judged if any(by_class) else 0
             counts |= {f"{name}/{organ}": n for organ, n in zip(self.organs, by_class, strict=True)}
-        return counts | dict.fromkeys(EVENTS, judged)
+        return counts | dict.fromkeys(EVENTS, judged) | dict.fromkeys(calibration.INFO, int(sums["calibrated"][0]))
 
     def metric_info(self) -> dict[str, MetricInfo]:
         """Labels and directions."""
@@ -197,7 +232,11 @@ class Segmentation(Task):
                 info[f"{name}/{organ}"] = {"label": text, "larger_is_better": larger, "unit": unit, "headline": False}
         for name, label in {"missed": "Missed organs", "false": "False organs"}.items():
             info[name] = {"label": label, "larger_is_better": False, "unit": "", "headline": False}
-        return info
+        return info | calibration.INFO
+
+    def curves(self, sums: Sums) -> dict[str, Any]:
+        """{"reliability": {"confidence", "observed", "n"}}; the n of all bins together are the cases with an organ."""
+        return {"reliability": calibration.reliability(sums["calibration"][0])}
 
 
 def _without(logits: Tensor, annotated: Tensor) -> Tensor:
@@ -215,13 +254,38 @@ def _at_size_of(logits: Tensor, label: Tensor) -> Tensor:
     return F.interpolate(label.float(), tuple(logits.shape[2:]), mode="nearest")
 
 
-def _foreground_box(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both cut to the smallest box around all foreground; surfaces and overlaps are the same there, only faster."""
-    foreground = (predicted > 0) | (label > 0)
+def _box(foreground: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
+    """The smallest box around all foreground and so many voxels on every side of it; an empty one without any."""
     axes = range(foreground.ndim)
     occupied = [np.flatnonzero(foreground.any(axis=tuple(set(axes) - {axis}))) for axis in axes]
-    box = tuple(slice(where[0], where[-1] + 1) if len(where) else slice(0) for where in occupied)
-    return predicted[box], label[box]
+    return tuple(
+        slice(max(where[0] - margin, 0), where[-1] + 1 + margin) if len(where) else slice(0) for where in occupied
+    )
+
+
+def _believed(
+    probabilities: np.ndarray, largest: np.ndarray, predicted: np.ndarray, label: np.ndarray, known: list[bool]
+) -> dict[str, list[float | None]]:
+    """How far probabilities are what the label says, in a part of an image.
+
+    A class that is not known may be anywhere in the background: as in the loss, both are one class. Class by class, so
+    that no second map of all probabilities is made.
+
+    Args:
+        probabilities: (classes, *spatial).
+        largest, predicted: the largest of them and its class, (*spatial).
+        label: (*spatial), 0 where a class is that is not known.
+        known: by class, the background always.
+    """
+    if not label.size:
+        return {"calibration": [], "squared_error": []}
+    background = sum((probabilities[k] for k, there in enumerate(known) if not there), probabilities[0])
+    chosen = (np.arange(len(known)) * known)[predicted]
+    confidence = np.where(chosen == 0, background, largest)
+    bins = calibration.binned(confidence.reshape(1, -1), (chosen == label).reshape(1, -1)) / label.size
+    classes = [(k, probabilities[k] if k else background) for k, there in enumerate(known) if there]
+    squared_error = [np.mean((probability - (label == k)) ** 2) for k, probability in classes]
+    return {"calibration": [*bins.ravel().tolist()], "squared_error": [float(np.mean(squared_error))]}
 
 
 def _surfaces(

@@ -72,6 +72,9 @@ class Task(ABC):
     """Metrics that hold cases of one class against those of others. Where hospitals have a model each, they are no
     metrics of all patients together: these would reward a model that only knows which hospital it stands in."""
 
+    ranked_sums: tuple[str, ...] = ()
+    """The sums that say how cases rank, if a temperature changes no ranking."""
+
     def is_across_classes(self, metric: str) -> bool:
         """Whether a metric is one of `across_classes`, or one of these for a single class, such as `auroc/ill`."""
         return metric.split("/")[0] in self.across_classes

@@ -244,7 +244,7 @@ def test_what_would_leave_is_said_in_words():
     lines = what_leaves(make_job(), ASK, tensors=12, megabytes=3.456)
     text = "\n".join(lines)
     assert "in each of 10 rounds: the model as trained here, 12 tensors, 3.46 MB" in text
-    assert "dice, surface_dice, hd95, missed, false" in text
+    assert "dice, surface_dice, hd95, missed, false, calibration_error, brier" in text
     assert "500 random redraws" in text
     assert "alone" not in text and "beside" not in text and "groups" not in text
     federation = {"rounds": 10, "algorithm": {"name": "scaffold"}}

@@ -24,7 +24,7 @@ from shared_models.job import Job
 from shared_models.tasks import task_of
 
 FINGERPRINT = "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"
-SEGMENTATION = ["dice", "surface_dice", "hd95", "missed", "false"]
+SEGMENTATION = ["dice", "surface_dice", "hd95", "missed", "false", "calibration_error", "brier"]
 CLASSIFICATION = ["auroc", "average_precision", "balanced_accuracy", "accuracy", "calibration_error", "brier"]
 PATIENTS = {"train": 30, "validation": 12, "test": 12}
 CASES = {"train": 60, "validation": 24, "test": 24}
@@ -42,7 +42,7 @@ OPEN = {
 }
 FIELDS: dict[str, dict[str, object]] = {
     "query.prepare": {},
-    "train": {"round": 3, "best_used": 2, "last_used": 2},
+    "train": {"round": 3, "best_used": 2, "last_used": 2, "algorithm_since": 0},
     "train.alone": {"steps": 0},
     "evaluate": {"model": "global", "split": "test", "replicates": 500, "round": 3, "last_used": 3, "variant": ""},
 }

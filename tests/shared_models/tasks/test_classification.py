@@ -163,6 +163,13 @@ def test_calibration_error_is_the_weighted_gap_over_fifteen_bins():
     assert error == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_probability_on_an_edge_belongs_to_the_bin_below_it():
+    probabilities = np.array([[3 / 15], [2.5 / 15], [3.5 / 15]])  # right, wrong, wrong: of two bins, not of one
+    records = records_of(probabilities, np.array([[1], [0], [0]]))
+    edge = abs((3 / 15 + 2.5 / 15) - 1) + 3.5 / 15
+    assert row_zero(task(1, "multi_label"), records)["calibration_error"] == pytest.approx(edge / 3, abs=1e-6)
+
+
 @pytest.mark.parametrize("which", [BINARY, MULTI_CLASS, FINDINGS])
 def test_weights_act_like_repeated_cases(which):
     probabilities, labels = findings(40) if which is FINDINGS else exclusive(40, which.outputs)

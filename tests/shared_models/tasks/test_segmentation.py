@@ -12,7 +12,7 @@ from shared_models.errors import BadInput
 from shared_models.job_tasks import SegmentationTask
 from shared_models.tasks import CaseRecord
 from shared_models.tasks.bootstrap import interval, pooled, replicate_weights
-from shared_models.tasks.segmentation import Segmentation
+from shared_models.tasks.segmentation import MARGIN, Segmentation
 
 CLASSES = ["background", "liver", "spleen"]
 SECTION = SegmentationTask(kind="segmentation", classes=CLASSES)
@@ -125,7 +125,8 @@ def test_an_organ_that_is_not_annotated_is_neither_missed_nor_false():
     probabilities = torch.moveaxis(nn.functional.one_hot(torch.as_tensor(predicted).long(), 3), -1, 0).float()
     sample = {"label": torch.as_tensor(label)[None], "id": "c1", "patient": "p1", "spacing": (1.0, 1.0)}
     half = TASK.judge(probabilities, sample | {"annotated": torch.tensor([True, False, True])})
-    assert {name: row[0] for name, row in half.values.items()} == dict.fromkeys(half.values)
+    by_organ = ("dice", "surface_dice", "hd95", "missed", "false")
+    assert {name: half.values[name][0] for name in by_organ} == dict.fromkeys(by_organ)
     assert half.values["dice"][1] == 1.0
     whole = judged(predicted, predicted, case="c2", patient="p2")
     metrics, counts = metrics_of([half, whole])
@@ -219,8 +220,10 @@ def test_real_organ_is_judged_as_monai_judges_it(shared_data):
 
 def test_perfect_prediction():
     label = square(1) + square(2, start=14, stop=18)
+    sure_and_right = [0.0] * 14 + [1.0]
     assert judged(label, label).values == {
         "dice": [1, 1], "surface_dice": [1, 1], "hd95": [0, 0], "missed": [0, 0], "false": [0, 0],
+        "calibration": sure_and_right * 3, "squared_error": [0],
     }  # fmt: skip
 
 
@@ -228,9 +231,9 @@ def test_missed_organ_costs_and_is_never_nan():
     good = judged(square(1), square(1), case="good", patient="p1")
     miss = judged(square(0), square(1), spacing=(3.0, 4.0), case="miss", patient="p2")
     diagonal = math.hypot(20 * 3, 20 * 4)
-    assert miss.values == {
+    assert miss.values.items() >= {
         "dice": [0, None], "surface_dice": [0, None], "hd95": [diagonal, None], "missed": [1, 0], "false": [0, 0],
-    }  # fmt: skip
+    }.items()  # fmt: skip
     metrics, counts = metrics_of([good, miss])
     assert metrics["dice"][0] == metrics["dice/liver"][0] == 0.5
     assert metrics["surface_dice"][0] == 0.5
@@ -270,6 +273,117 @@ def test_case_without_any_organ_counts_as_nothing():
     assert metrics["missed"][0] == metrics["false"][0] == 0
 
 
+def uncertain(label, seed=0, **sample):
+    """Random probabilities (3, *spatial), and a case with this label."""
+    logits = 2 * torch.randn(3, *label.shape, generator=torch.Generator().manual_seed(seed))
+    case = {"label": torch.as_tensor(label)[None], "id": "c1", "patient": "p1", "spacing": (1.0,) * label.ndim}
+    return torch.softmax(logits, dim=0), case | sample
+
+
+def calibration_of(voxels):
+    """What `judge` should say of voxels [(probabilities by class, true class)], written out."""
+    bins, squared_error = np.zeros((3, 15)), 0.0
+    for probabilities, truth in voxels:
+        largest = max(probabilities)
+        [place] = [b for b in range(15) if b < round(15 * largest, 5) <= b + 1]
+        bins[:, place] += 1, largest, probabilities.index(largest) == truth
+        squared_error += sum((p - (k == truth)) ** 2 for k, p in enumerate(probabilities)) / len(probabilities)
+    return bins / len(voxels), squared_error / len(voxels)
+
+
+def near_the_organs(probabilities, label):
+    inside = np.argwhere(label > 0)
+    low, high = inside.min(axis=0) - MARGIN, inside.max(axis=0) + MARGIN
+    places = [place for place in np.ndindex(*label.shape) if (low <= place).all() and (place <= high).all()]
+    return [(probabilities[(slice(None), *place)].tolist(), int(label[place])) for place in places]
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (9, 20, 12)])
+def test_calibration_is_of_the_voxels_in_and_around_the_organs(shape):
+    label = np.zeros(shape, dtype=np.uint8)
+    label[2:5, 8:12], label[1, 9] = 1, 2  # near one border of the image and far from the other
+    probabilities, sample = uncertain(label)
+    probabilities[:, 3, 9] = torch.tensor([0.3, 0.1, 0.6]).reshape(3, *[1] * (label.ndim - 2))  # the edge of a bin
+    values = TASK.judge(probabilities, sample).values
+    voxels = near_the_organs(probabilities, label)
+    assert len(voxels) < 0.8 * label.size
+    bins, squared_error = calibration_of(voxels)
+    assert np.array(values["calibration"]).reshape(3, 15) == pytest.approx(bins, abs=1e-6)
+    assert values["squared_error"] == [pytest.approx(squared_error, abs=1e-6)]
+    found, counts = metrics_of([TASK.judge(probabilities, sample)])
+    assert found["calibration_error"][0] == pytest.approx(np.abs(bins[1] - bins[2]).sum(), abs=1e-5)
+    assert found["brier"][0] == pytest.approx(squared_error, abs=1e-6)
+    assert counts["calibration_error"] == counts["brier"] == 1
+
+
+def test_organs_that_are_not_annotated_are_background_to_calibration():
+    label = square(2)
+    probabilities, sample = uncertain(label)
+    values = TASK.judge(probabilities, sample | {"annotated": torch.tensor([True, False, True])}).values
+    merged = torch.stack([probabilities[0] + probabilities[1], probabilities[2]])
+    voxels = near_the_organs(merged, label // 2)
+    _, squared_error = calibration_of(voxels)
+    assert values["squared_error"] == [pytest.approx(squared_error, abs=1e-6)]
+    said = probabilities.argmax(dim=0) == 2
+    confidence, correct = torch.where(said, merged[1], merged[0]), said == torch.as_tensor(label == 2)
+    box = slice(5 - MARGIN, 12 + MARGIN)
+    _, mean_confidence, mean_correct = np.array(values["calibration"]).reshape(3, 15).sum(axis=1)
+    assert mean_confidence == pytest.approx(float(confidence[box, box].mean()), abs=1e-6)
+    assert mean_correct == pytest.approx(float(correct[box, box].float().mean()), abs=1e-6)
+    everything = TASK.judge(probabilities, sample | {"annotated": torch.tensor([True, True, True])})
+    assert everything == TASK.judge(probabilities, sample)
+
+
+def test_a_false_organ_far_away_does_not_better_the_calibration():
+    label = square(1, size=60)
+    probabilities, sample = uncertain(label)
+    before = TASK.judge(probabilities, sample).values
+    probabilities[:, -1, -1] = torch.tensor([0.0, 0.0, 1.0])
+    after = TASK.judge(probabilities, sample).values
+    assert after["false"] == [0, 1] and after["calibration"] == before["calibration"]
+
+
+def test_a_case_without_an_organ_has_no_calibration():
+    probabilities, sample = uncertain(square(0))
+    nothing = TASK.judge(probabilities, sample)
+    metrics, counts = metrics_of([nothing])
+    assert np.isnan(metrics["calibration_error"][0]) and np.isnan(metrics["brier"][0]) and counts["brier"] == 0
+    assert TASK.curves(TASK.sums([nothing], np.ones((1, 1)))) == {
+        "reliability": {"confidence": [], "observed": [], "n": []}
+    }
+    some = TASK.judge(*uncertain(square(1)))
+    (alone, _), (both, counts) = metrics_of([some]), metrics_of([some, nothing])
+    assert both["calibration_error"][0] == alone["calibration_error"][0] and both["brier"][0] == alone["brier"][0]
+    assert counts["calibration_error"] == 1 and counts["missed"] == 2
+
+
+def test_a_large_organ_counts_no_more_to_calibration_than_a_small_one():
+    small, large = (TASK.judge(*uncertain(square(1, size=size, stop=size - 5), size)) for size in (14, 80))
+    sums = TASK.sums([small, large], np.ones((1, 2)))
+    assert sums["calibration"][0, 0].sum() == pytest.approx(2, abs=1e-5)
+    assert sum(TASK.curves(sums)["reliability"]["n"]) == pytest.approx(2, abs=1e-5)
+    of_both = [record.values["squared_error"][0] for record in (small, large)]
+    assert TASK.metrics(sums)["brier"][0] == pytest.approx(np.mean(of_both), abs=1e-6)
+
+
+def test_images_of_one_patient_are_drawn_together():
+    cases = [TASK.judge(*uncertain(square(1), seed, patient=f"p{seed // 2}")) for seed in range(6)]
+    weights = replicate_weights([record.patient for record in cases], 20, seed=0)
+    sums = TASK.sums(cases, weights)
+    assert np.array_equal(sums["calibrated"], weights.sum(axis=1))
+    squared_error = np.array([record.values["squared_error"][0] for record in cases])
+    assert TASK.metrics(sums)["brier"] == pytest.approx(weights @ squared_error / 6, abs=1e-6)
+
+
+def test_a_record_of_an_older_version_has_no_calibration():
+    new = TASK.judge(*uncertain(square(1)))
+    old = CaseRecord(
+        "old", "p2", {name: new.values[name] for name in ("dice", "surface_dice", "hd95", "missed", "false")}
+    )
+    metrics, counts = metrics_of([new, old])
+    assert counts["brier"] == 1 and metrics["brier"][0] == metrics_of([new])[0]["brier"][0]
+
+
 def test_site_without_cases_adds_nothing():
     weights = replicate_weights(["p"], 5, seed=0)
     some = TASK.sums([judged(square(1), square(1))], weights)
@@ -293,6 +407,12 @@ def test_record_survives_a_json_file():
         CaseRecord.from_json({"case": "c"})
 
 
+BELIEVED = [
+    {name: TASK.judge(*uncertain(square(1, stop=stop))).values[name] for name in ("calibration", "squared_error")}
+    for stop in (8, 12)
+]
+
+
 @st.composite
 def records(draw):
     share = st.none() | st.floats(0, 1)
@@ -307,6 +427,7 @@ def records(draw):
                 "hd95": draw(st.lists(st.none() | st.floats(0, 500), min_size=2, max_size=2)),
                 "missed": draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=2)),
                 "false": draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=2)),
+                **draw(st.sampled_from([{"calibration": [], "squared_error": []}, *BELIEVED])),
             },
         )
         for i in range(number)
