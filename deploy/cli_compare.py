@@ -68,6 +68,7 @@ def show(comparison: Row) -> None:
     """The tables of a comparison in the terminal, at most 100 columns wide."""
     from rich.console import Console
 
+    from server.report.comparison_answer import do_not_rely
     from shared_models.page import plural
 
     console = Console(highlight=False, markup=False)
@@ -75,11 +76,17 @@ def show(comparison: Row) -> None:
     smaller = "" if comparison["larger_is_better"] else ", smaller is better"
     console.print(f"{comparison['label']} of the {comparison['model']} model, {comparison['split']} patients{smaller}")
     console.print(_methods(comparison))
+    console.print()
+    console.print(_costs(comparison))
     if comparison["tests"]:
         reference = comparison["tests"][0]["reference"]
         console.print(f"\nAgainst {reference}; p corrected by Holm for {plural(len(comparison['tests']), 'method')}")
         console.print(_tests(comparison))
     console.print()
+    if comparison["doubts"]:
+        console.print(f"{do_not_rely(comparison)}:")
+    for doubt in comparison["doubts"]:
+        console.print(f"! {doubt['who']}: {doubt['text']}")
     for sentence in comparison["answer"]:
         console.print(sentence)
     for row in comparison["left_out"]:
@@ -87,20 +94,44 @@ def show(comparison: Row) -> None:
 
 
 def _methods(comparison: Row) -> Table:
-    from shared_models.page import count, duration, fixed, size
+    from shared_models.page import count, fixed
 
     digits = comparison["digits"]
-    table = _table("method", "all patients", "n", "worst", "spread", "− local", "− pooled", "rounds", "time", "traffic")
+    table = _table("method", "all patients", "n", "mean of hospitals", "worst hospital", "spread")
     for method in comparison["methods"]:
         seeds = f"\n{len(method['seeds'])} seeds" if len(method["seeds"]) > 1 else ""
         deviation = f" ± {fixed(method['sd'], digits)}" if method["sd"] is not None else ""
-        differences = [method[f"minus_{other}"] or {"value": None} for other in ("local", "pooled")]
         table.add_row(
             method["label"] + seeds,
             f"{fixed(method['value'], digits)}{deviation}\n{_interval(method, digits)}",
             count(method["n"]),
-            fixed(method["worst"]["value"] if method["worst"] else None, digits),
-            fixed(method["spread"], digits),
+            *(_over_hospitals(method[key], digits) for key in ("mean_of_hospitals", "worst", "spread")),
+        )
+    return table
+
+
+def _over_hospitals(row: Row | None, digits: int) -> str:
+    """A number with its interval, or its deviation over seeds, and the hospitals that it is of."""
+    from server.report.comparison_page import hospitals_of
+    from shared_models.page import fixed
+
+    if row is None:
+        return fixed(None, digits)
+    bounds = f"\n{_interval(row, digits)}" if row["low"] is not None else ""
+    deviation = f" ± {fixed(row['sd'], digits)}" if row["sd"] is not None else ""
+    where = hospitals_of(row).replace(", ", ",\n")
+    return f"{fixed(row['value'], digits)}{deviation}{bounds}\n{where}"
+
+
+def _costs(comparison: Row) -> Table:
+    from shared_models.page import duration, fixed, size
+
+    digits = comparison["digits"]
+    table = _table("method", "− local", "− pooled", "rounds", "time", "traffic")
+    for method in comparison["methods"]:
+        differences = [method[f"minus_{other}"] or {"value": None} for other in ("local", "pooled")]
+        table.add_row(
+            method["label"],
             *(fixed(row["value"], digits, signed=True) for row in differences),
             fixed(method["rounds"], 0),
             duration(method["seconds"]),

@@ -111,7 +111,7 @@ def _compare(sweep: Sweep) -> None:
     if not complete:
         typer.echo("No run is complete, so there is nothing to compare.")
         return
-    comparison = compare_runs(complete, left_out=sweep.unfinished())
+    comparison = compare_runs(complete, left_out=sweep.unfinished(), varied=sweep.varied())
     write_comparison(comparison, sweep.folder / "compare.html")
     typer.echo()
     cli_compare.show(comparison)

@@ -30,11 +30,12 @@ from shared_models.errors import BadInput, SitesLeftOut
 from shared_models.job_file import load_job
 from shared_models.page import duration, fixed
 from shared_models.supervision import end_with, only_one
-from simulation.sweep_grid import cells, job_of, parse_grid
+from simulation.sweep_grid import cells, job_of, parse_grid, varied
 
 SCHEMA = "consilium-sweep/1"
 WAITING, RUNNING, COMPLETE, FAILED, INVALID = "waiting", "running", "complete", "failed", "invalid"
 PATIENCE = 60.0  # seconds that an interrupted run may take to end
+REASONS = 3  # of its hospitals, that the record of a failed run holds; its log has all
 
 Row = dict[str, Any]
 
@@ -93,6 +94,10 @@ class Sweep:
             for row in self.rows
             if row["status"] != COMPLETE
         ]
+
+    def varied(self) -> list[str]:
+        """The keys of a job that the cells differ in."""
+        return varied([row["settings"] for row in self.rows])
 
     def exit_code(self) -> int:
         """0 where every cell is complete and left nobody out, else 4."""
@@ -243,7 +248,7 @@ def _run_cell(sweep: Sweep, row: Row, consilium: Sequence[str]) -> None:
                 row["seconds"] = round(row["seconds"] + time.monotonic() - began, 1)
         if not _ended(run):
             row["status"] = FAILED
-            _fail(row, _last_words(log, before, code), code)
+            _fail(row, _reason(sweep, row, _last_words(log, before, code)), code)
             return
     # A run that had ended before its sweep could write that down is complete, too.
     row["status"] = COMPLETE
@@ -332,6 +337,26 @@ def _last_words(log: Path, before: int, code: int) -> str:
     if code < 0:
         said.append(f"its process was ended by signal {-code}" + (", perhaps for want of memory" if code == -9 else ""))
     return "; ".join(said) or f"it ended with exit code {code} and said nothing; see {log}"
+
+
+def _reason(sweep: Sweep, row: Row, said: str) -> str:
+    """Why a run failed: of one that its hospitals gave no updates to, what they said; else what itself said."""
+    run = sweep.run_dir(row)
+    try:
+        events = [*read_events(run / "events.jsonl")]
+    except (OSError, BadInput):
+        events = []
+    end = events.pop() if events else {}
+    if end.get("event") == "run_finished" and end.get("reason") and end["reason"] in said:  # and not of an earlier try
+        said = end["reason"]
+        begun = max((place for place, event in enumerate(events) if event["event"] == "round_started"), default=0)
+        retried = next((event for event in events[begun:] if event["event"] == "round_retried"), None)
+        if retried:
+            lost = [event for event in events[begun:] if event["event"] == "site_replied" and event["reason"]]
+            found = dict.fromkeys(event["reason"] for event in reversed(lost))
+            reasons = [*found][:REASONS] + ([f"{len(found) - REASONS} more reasons"] if len(found) > REASONS else [])
+            said = "; ".join([f"round {retried['round']} stayed below its quorum: {retried['reason']}", *reasons])
+    return said.replace(f"consilium simulate --resume {run}", f"consilium sweep --resume {sweep.folder}")
 
 
 def _fail(row: Row, sentence: str, code: int) -> None:

@@ -114,6 +114,26 @@ def job_of(base: Mapping[str, Any], folder: Path, cell: Cell) -> dict[str, Any]:
     return job
 
 
+def varied(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of a job, from its root, that some cells have other values of than others.
+
+    Args:
+        found: the settings of each cell; those of a section are its keys.
+    """
+    values: dict[str, list[Any]] = {}
+    for settings in found:
+        for key, value in settings.items():
+            values.setdefault(key, []).append(value)
+    keys: list[str] = []
+    for key, several in values.items():
+        if all(value == several[0] for value in several):
+            continue
+        path = ".".join(_path(key))
+        inside = [f"{path}.{name}" for value in several if isinstance(value, dict) for name in value]
+        keys += dict.fromkeys(inside or [path])
+    return keys
+
+
 def _path(key: str) -> tuple[str, ...]:
     """The steps from the job's root; `federation.` may be left out."""
     steps = tuple(key.split("."))
@@ -162,6 +182,10 @@ def _kinds(path: Sequence[str]) -> list[type[BaseModel]]:
 
 
 def _word(value: Any) -> str:
-    """A value as part of a file's name."""
-    text = "-".join(map(str, value.values())) if isinstance(value, dict) else "null" if value is None else str(value)
+    """A value as part of a file's name; a number keeps its signs."""
+    if isinstance(value, dict):
+        return "-".join(map(_word, value.values()))[:40] or "value"
+    if isinstance(value, int | float):
+        return str(value)
+    text = "null" if value is None else str(value)
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:40] or "value"

@@ -6,17 +6,19 @@ it. docs/researcher.md says how to read the result.
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from server.judgement import FEDERATED, differs_by_hospital
+from server.judgement import FEDERATED, counted, differs_by_hospital
 from server.report import comparison_tests as tests
 from server.report.answer import worst_hospital
-from server.report.comparison_answer import answer, verdict
+from server.report.comparison_answer import NO_SEED, OTHER_PATIENTS, answer, grave_doubts, verdict
 from server.report.comparison_labels import Settings, differing, labels, settings_of
 from server.report.record import RunRecord, read_record
 from server.report.summary import summarise
@@ -63,7 +65,8 @@ class ReadRun:
     @cached_property
     def cases(self) -> tests.Groups | None:
         """Every test case of the model, or None where this run does not hold them, or others than it was judged on."""
-        hospitals = [name for name in self.rows if name != "all"]
+        at = {name: row for name, row in self.rows.items() if name != "all"}
+        hospitals = counted(at) if self.mean_over_hospitals else list(at)
         cases = tests.read_cases(self.record.folder, self.model, hospitals)
         told = self.rows.get("all", {}).get("value")
         if not cases or told is None:
@@ -83,21 +86,19 @@ class ReadRun:
         overall: Row | None = rows.pop("all", None)
         if overall and self.mean_over_hospitals and not self.differs and other == "pooled":
             # The run has it of one ranking of all patients; its interval is not on record.
-            values = [row["value"] for row in rows.values() if row["value"] is not None]
+            values = [rows[hospital]["value"] for hospital in counted(rows)]
             return {"value": statistics.fmean(values) if values else None, "low": None, "high": None}
         return overall
 
     def numbers(self) -> Row:
         """One entry of `runs` in compare.json."""
         rows, cost, run = self.rows, self.report["cost"], self.report["run"]
-        values = [row["value"] for name, row in rows.items() if name != "all" and row["value"] is not None]
         return {
             "run": self.name,
             "seed": self.seed,
             **{key: rows.get("all", {}).get(key) for key in ("value", "low", "high", "n")},
-            "mean_of_hospitals": statistics.fmean(values) if values else None,
+            **self._over_hospitals(),
             "worst": worst_hospital(self.report, self.model, self.metric),
-            "spread": max(values) - min(values) if values else None,
             "hospitals": rows,
             **{f"minus_{other}": self.minus(other) for other in ("local", "pooled")},
             "rounds": run["rounds_finished"],
@@ -107,7 +108,31 @@ class ReadRun:
             "exit_code": run["exit_code"],
             "job_hash": run["job_hash"],
             "split_hash": run["split_hash"],
+            "doubts": [doubt for doubt in self.report["doubts"] if doubt["grave"]],
         }
+
+    def _over_hospitals(self) -> Row:
+        """Mean and spread (best minus worst) of the hospitals, with an interval where the run's evaluation has one."""
+        at = {name: row for name, row in self.rows.items() if name != "all"}
+        values = [at[name]["value"] for name in counted(at)]
+        if not values:
+            return {"mean_of_hospitals": None, "spread": None}
+        # Of models that differ by hospital, "all" may be that mean.
+        means = _mean_over_hospitals(self).get(self.model) or {self.metric: self.rows.get("all", {})}
+        told: dict[str, tuple[float, Row]] = {
+            "mean_of_hospitals": (statistics.fmean(values), means),
+            "spread": (max(values) - min(values), self.report["spread"].get(self.model, {})),
+        }
+        if len(values) == 1:
+            del told["spread"]
+        found: Row = {"spread": None}
+        for key, (value, rows) in told.items():
+            row = rows.get(self.metric, {})
+            row = row.get("range", row)
+            same = row.get("value") is not None and math.isclose(row["value"], value, rel_tol=1e-6, abs_tol=1e-9)
+            bounds = {bound: row.get(bound) if same else None for bound in ("low", "high")}
+            found[key] = {"value": value, **bounds, "hospitals": len(values), "of": len(at)}
+        return found
 
 
 @dataclass(frozen=True)
@@ -126,19 +151,14 @@ class Method:
         """
         runs = [run.numbers() for run in self.runs]
         values = [run["value"] for run in runs if run["value"] is not None]
-        worst = [run["worst"] for run in runs if run["worst"]]
-        places = list(dict.fromkeys(row["hospital"] for row in worst))
         return {
             "label": self.label,
             "settings": self.settings,
             "seeds": [run.seed for run in self.runs],
-            **{
-                key: _mean([run[key] for run in runs])
-                for key in ("value", "low", "high", "mean_of_hospitals", "spread")
-            },
+            **{key: _mean([run[key] for run in runs]) for key in ("value", "low", "high")},
             "sd": statistics.stdev(values) if len(values) > 1 else None,
             "n": runs[0]["n"] if len({run["n"] for run in runs}) == 1 else None,
-            "worst": {"value": _mean([row["value"] for row in worst]), "hospitals": places} if worst else None,
+            **{key: _over_runs([run[key] for run in runs]) for key in ("mean_of_hospitals", "worst", "spread")},
             "minus_local": _mean_row([run["minus_local"] for run in runs]),
             "minus_pooled": _mean_row([run["minus_pooled"] for run in runs]),
             **{key: _mean([run[key] for run in runs]) for key in ("rounds", "seconds", "bytes")},
@@ -147,7 +167,11 @@ class Method:
 
 
 def compare_runs(
-    folders: Sequence[Path], metric: str | None = None, model: str = FEDERATED, left_out: Sequence[Row] = ()
+    folders: Sequence[Path],
+    metric: str | None = None,
+    model: str = FEDERATED,
+    left_out: Sequence[Row] = (),
+    varied: Sequence[str] = (),
 ) -> Row:
     """The content of compare.json.
 
@@ -156,12 +180,13 @@ def compare_runs(
         metric: by which one; the first run's headline metric if not said.
         model: which of the run's models, as in its evaluations.json.
         left_out: runs that are known to be missing: `run` and `why` of each.
+        varied: dotted keys of the job that the labels say in any case.
 
     Raises:
         BadInput: none can be compared, a folder is no run directory, or no run knows the metric or the model.
     """
     runs, missing = _readable(folders, metric, model)
-    methods = _methods(runs)
+    methods = _methods(runs, varied)
     rows = [method.numbers() for method in methods]
     first = runs[0]
     comparison: Row = {
@@ -176,6 +201,7 @@ def compare_runs(
         "tests": _tests(methods, first.metric, first.report["metrics"][first.metric]["larger_is_better"]),
         "left_out": [*missing, *left_out],
     }
+    comparison["doubts"] = grave_doubts(rows)
     comparison["answer"] = answer(comparison)
     return comparison
 
@@ -251,7 +277,7 @@ def _data(run: ReadRun) -> Any:
     return [found.get("name"), found.get("cases_sha256")]
 
 
-def _methods(runs: Sequence[ReadRun]) -> list[Method]:
+def _methods(runs: Sequence[ReadRun], varied: Sequence[str]) -> list[Method]:
     """Runs that differ only in their seed together, in the order of their first one."""
     groups: list[tuple[Settings, list[ReadRun]]] = []
     for run in runs:
@@ -261,7 +287,7 @@ def _methods(runs: Sequence[ReadRun]) -> list[Method]:
             groups.append((settings, [run]))
         else:
             group.append(run)
-    found = differing([settings for settings, _ in groups])
+    found = differing([settings for settings, _ in groups], varied)
     named = zip(labels(found), found, groups, strict=True)
     return [
         Method(label, settings, sorted(members, key=lambda run: run.seed)) for label, settings, (_, members) in named
@@ -294,14 +320,14 @@ def _over_patients(method: Method, reference: Method, metric: str) -> Row:
     pairs = [(run, theirs[run.seed]) for run in method.runs if run.seed in theirs]
     why = None
     if not pairs:
-        why = "no seed in common"
+        why = NO_SEED
     elif any(run.cases is None for pair in pairs for run in pair):
         without = next(run.name for pair in pairs for run in pair if run.cases is None)
         why = f"{without} holds no values of single patients that agree with its evaluation"
     else:
         pairs = [(a, b) for a, b in pairs if tests.same_cases(a.cases or [], b.cases or [])]
         if not pairs:
-            why = "the test patients are not the same"
+            why = OTHER_PATIENTS
     if why:
         none = dict.fromkeys(("difference", "low", "high", "test", "p", "sign"))
         return {"n": 0, "seeds": [], **none, "why": why}
@@ -319,6 +345,29 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """The mean, or None where any is missing: a mean over some of the seeds would be that of a silent subset."""
     there = [value for value in values if value is not None]
     return statistics.fmean(there) if there and len(there) == len(values) else None
+
+
+def _over_runs(rows: Sequence[Row | None]) -> Row | None:
+    """What the hospitals of each run come to: of one run with its interval, of several with the deviation over them.
+
+    "hospitals" is how many at the least, "most" at the most, "of" how many; of the worst one, "hospitals" is the names,
+    in the order of how often it was theirs.
+    """
+    there = [row for row in rows if row is not None]
+    if not there or len(there) < len(rows):
+        return None
+    values = [row["value"] for row in there]
+    one = there[0] if len(there) == 1 else {}
+    names = Counter(row["hospital"] for row in there if "hospital" in row)
+    counts = [] if names else [row["hospitals"] for row in there]
+    return {
+        "value": statistics.fmean(values),
+        **{key: one.get(key) for key in ("low", "high", "n")},
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+        "hospitals": [name for name, _ in names.most_common()] if names else min(counts),
+        "most": max(counts, default=None),
+        "of": None if names else there[0]["of"],
+    }
 
 
 def _mean_row(rows: Sequence[Row | None]) -> Row | None:

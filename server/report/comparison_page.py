@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.checkpoint import write_atomically
+from server.report.comparison_answer import do_not_rely
 from server.report.figures import CYCLE, FEDERATED, WIDTH, svg
 from shared_models.errors import BadInput
-from shared_models.page import data_uri, environment
+from shared_models.page import data_uri, environment, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,8 @@ def write_comparison(comparison: Row, page: Path) -> Path:
         .get_template("comparison.html.j2")
         .render(
             comparison=comparison,
+            heading=do_not_rely(comparison),
+            hospitals_of=hospitals_of,
             figure=data_uri("image/svg+xml", draw(comparison).encode()),
             json=numbers.name,
             names=_short_names([run["run"] for method in comparison["methods"] for run in method["runs"]]),
@@ -46,6 +49,16 @@ def write_comparison(comparison: Row, page: Path) -> Path:
     write_atomically(numbers, json.dumps(comparison, indent=1, allow_nan=False, ensure_ascii=False).encode())
     write_atomically(page, text.encode())
     return numbers
+
+
+def hospitals_of(row: Row) -> str:
+    """The hospitals that a mean or spread is of, or the names of the worst ones with their cases."""
+    found, of = row["hospitals"], row["of"]
+    if isinstance(found, int):
+        several = f"{found}" if found == row["most"] else f"{found} to {row['most']}"
+        return f"{several} of {plural(of, 'hospital')}" if found < of else plural(of, "hospital")
+    n = [] if row["n"] is None else [f"n = {row['n']}"]
+    return ", ".join([*(found or []), *n])
 
 
 def _short_names(runs: list[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ group, but for metrics across classes of models that differ by hospital: then ev
 REPLICATES = 1000
 BLOCK = 100  # replicates at a time: bounded memory, however many patients there are
 FEWEST_SEEDS = 3
+ROUNDING = 1e-12  # of the values: differences nearer to each other than this are the same
 AGREES = 0.01  # of the value: so near must the mean of the patients' own values come
 
 
@@ -118,8 +119,10 @@ def over_seeds(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Row:
     row["sd"] = float(gaps.std(ddof=1))
     half = float(stats.t.ppf(0.975, len(seeds) - 1)) * row["sd"] / len(seeds) ** 0.5
     row["low"], row["high"] = row["difference"] - half, row["difference"] + half
-    if row["sd"] == 0:
-        return row | {"p": 1.0 if row["difference"] == 0 else None, "why": "every seed gave the same difference"}
+    same = ROUNDING * max(abs(values[seed]) for values in (ours, theirs) for seed in seeds)
+    if np.ptp(gaps) <= same:
+        p = 1.0 if abs(row["difference"]) <= same else None
+        return row | {"p": p, "why": "every seed gave the same difference"}
     row["p"] = float(stats.ttest_1samp(gaps, 0.0).pvalue)
     return row | {"p_wilcoxon": _wilcoxon(gaps), "why": None}
 

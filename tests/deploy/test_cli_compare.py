@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_the_tables_fit_100_columns_and_say_what_was_found(here: Path):
         assert words in done.stdout
     assert done.stdout.splitlines()[-1] == "Wrote compare.html and compare.json."
     assert "algorithm.name=fedprox" in (here / "compare.html").read_text()
+
+
+def test_a_run_that_is_not_to_be_relied_on_is_said_before_the_answer(here: Path):
+    events = Path("fedprox-1", "events.jsonl")
+    events.write_text(re.sub(r'"loss": [0-9.]+', '"loss": null', events.read_text(), count=1))
+    said = compare(*ALL).stdout
+    assert "Do not rely on 1 of these 4 runs as it stands:\n! algorithm.name=fedprox, seed 1: The training loss" in said
+    assert said.index("! algorithm.name") < said.index("has the best Dice")
+    assert json.loads((here / "compare.json").read_text())["doubts"][0]["runs"] == ["fedprox-1"]
 
 
 def test_a_run_that_is_left_out_is_said_and_shows_in_the_exit_code(here: Path):

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from deploy import cli_sweep
 from deploy.cli import app
+from simulation.sweep import Sweep
+from tests.server.compared_runs import dice_cases, dice_of, finished, variant
 from tests.simulation.test_sweep import JOB
 
 
@@ -39,3 +42,15 @@ def test_what_cannot_be_done_gets_a_sentence_and_leaves_nothing(
     done = CliRunner().invoke(app, ["sweep", *arguments.split()])
     assert done.exception is not None and sentence in str(done.exception), done.output
     assert not list((tmp_path / "sweeps").glob("*"))
+
+
+def test_the_one_run_that_is_left_of_a_sweep_says_its_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What the others lack, a reader has to know of it."""
+    rows = [
+        {"name": f"00{rounds}", "settings": {"rounds": rounds}, "seed": 7, "status": status, "failures": []}
+        for rounds, status in ((8, "complete"), (9, "failed"))
+    ]
+    finished(tmp_path / "runs" / "008", variant(rounds=8), dice_cases(dice_of(0.8)))
+    cli_sweep._compare(Sweep(tmp_path, {"cells": rows}, 0))
+    assert "federation.rounds=8" in capsys.readouterr().out
+    assert "federation.rounds=8" in (tmp_path / "compare.html").read_text()

@@ -13,10 +13,11 @@ import pytest
 from scipy import stats
 
 from server.report.comparison import compare_runs
-from server.report.comparison_labels import differing, labels, settings_of
+from server.report.comparison_labels import Settings, differing, labels, settings_of
 from server.report.comparison_page import write_comparison
 from server.report.comparison_tests import holm, over_patients, over_seeds, same_cases, value_of
 from shared_models.errors import BadInput
+from shared_models.job import Job
 from shared_models.tasks import CaseRecord, task_of
 from tests.server.compared_runs import class_cases, dice_cases, dice_of, finished, variant
 from tests.server.fabricated_run import everywhere_helped
@@ -41,7 +42,60 @@ def names_of(*federations: dict[str, Any]) -> list[str]:
 def test_the_label_says_what_differs_and_nothing_else():
     assert names_of({}, FEDPROX) == ["algorithm.name=fedavg", "algorithm.name=fedprox"]
     assert names_of({}, {"rounds": 3}) == ["federation.rounds=8", "federation.rounds=3"]
-    assert names_of({}) == ["as written"]
+    assert names_of({}) == ["algorithm.name=fedavg"]
+
+
+def simulated(**made: Any) -> Settings:
+    """The settings of a job on virtual hospitals."""
+    simulation = {"dataset": {"name": "phantom"}, "partition": {"name": "iid"}, "hospitals": 6, **made}
+    return settings_of(Job.model_validate(variant().model_dump(mode="json") | {"simulation": simulation}))
+
+
+SIGN_FLIP = {"hospital-2": {"kind": "sign_flip", "strength": 5}}
+
+
+def test_an_attack_is_in_the_label_whatever_else_tells_the_runs_apart():
+    honest, attacked = simulated(hospitals=4), simulated(hospitals=5, faulty=SIGN_FLIP)
+    assert labels(differing([honest, attacked])) == ["hospitals=4", "hospitals=5, faulty={hospital-2: sign_flip}"]
+    alike = [simulated(), simulated(faulty=SIGN_FLIP)]
+    assert labels(differing(alike)) == ["faulty=none", "faulty={hospital-2: sign_flip}"]
+    stronger = {"hospital-2": {"kind": "sign_flip", "strength": 9}}
+    assert labels(differing([alike[1], simulated(faulty=stronger)])) == [
+        "faulty={hospital-2: sign_flip (strength=5.0)}",
+        "faulty={hospital-2: sign_flip (strength=9.0)}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("made", "label"),
+    [
+        ({"scanners": {"set": "mild"}}, "scanners=mild"),
+        (
+            {"scanners": {"by_hospital": {"hospital-3": [{"kind": "blur"}, {"kind": "gamma"}]}}},
+            "scanners={hospital-3: blur+gamma}",
+        ),
+        ({"annotators": {"hospital-1": {"mislabelled": 0.3}}}, "annotators={hospital-1: mislabelled=0.3}"),
+        ({"participation": {"hospital-1": {"answers": 0.5}}}, "participation={hospital-1: answers=0.5}"),
+        ({"missing_classes": {"hospital-1": ["anterior"]}}, "missing_classes={hospital-1: anterior}"),
+        ({"partly_labelled": "rotate"}, "partly_labelled=rotate"),
+        (
+            {"faulty": {f"hospital-{n}": {"kind": "noise"} for n in range(1, 5)}},
+            "faulty={4 hospitals: noise}",
+        ),
+    ],
+)
+def test_what_a_simulation_makes_of_its_hospitals_is_never_dropped(made: dict[str, Any], label: str):
+    """However much else differs, which is cut instead."""
+    plain = simulated() | {f"data.key_{place}": 0 for place in range(9)}
+    other = simulated(**made) | {f"data.key_{place}": 1 for place in range(9)}
+    assert label in labels(differing([plain, other]))[1]
+    assert "more settings" in labels(differing([plain, other]))[1]
+
+
+def test_the_keys_that_a_sweep_varies_are_said_of_its_one_survivor():
+    keys = ["training.optimizer.learning_rate", "simulation.faulty.hospital-2.strength"]
+    found = differing([simulated(faulty=SIGN_FLIP)], keys)
+    assert labels(found) == ["optimizer.learning_rate=0.001, faulty={hospital-2: sign_flip (strength=5.0)}"]
 
 
 def test_a_parameter_of_one_algorithm_is_in_the_label_where_it_tells_runs_apart():
@@ -65,12 +119,6 @@ def test_keys_with_the_same_end_are_told_apart():
     )
 
 
-def test_a_hospital_in_a_key_keeps_what_is_done_at_it():
-    noisy = {"simulation.faulty.hospital-2.kind": "noise", "simulation.faulty.hospital-2.scale": 2.0}
-    flipped = {"simulation.faulty.hospital-2.kind": "flip"}
-    assert labels([noisy, flipped]) == ["faulty.hospital-2.kind=noise (scale=2.0)", "faulty.hospital-2.kind=flip"]
-
-
 def test_a_null_is_in_the_label_only_where_nothing_else_tells_the_runs_apart():
     assert labels([{"model.normalisation": "batch"}, {"model.normalisation": None}]) == [
         "model.normalisation=batch",
@@ -88,8 +136,9 @@ def test_the_label_of_runs_that_are_all_unlike_stays_short_and_its_own():
     assert in_the_rest[0].endswith("data.key_8=8") and in_the_rest[1].endswith("data.key_8=80")
 
 
-def test_a_key_that_only_some_jobs_have_tells_them_apart_where_nothing_else_does():
-    assert labels(differing([{"a.b": 1, "a.c": 2}, {"a.b": 1}])) == ["a.c=2", "as written"]
+def test_a_key_that_only_some_jobs_have_tells_them_apart():
+    """Unless a name that differs accounts for it."""
+    assert labels(differing([{"a.b": 1, "a.c": 2}, {"a.b": 1}])) == ["a.c=2", "a.c not set"]
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_method(run):
@@ -107,9 +156,14 @@ def test_the_numbers_of_a_method_are_those_of_its_run(run):
     (one,) = method["runs"]
     by_hospital = {name: row["value"] for name, row in one["hospitals"].items() if name != "all"}
     worst = min(by_hospital, key=by_hospital.__getitem__)
-    assert method["worst"] == {"value": by_hospital[worst], "hospitals": [worst]}
-    assert method["spread"] == pytest.approx(max(by_hospital.values()) - min(by_hospital.values()))
-    assert method["mean_of_hospitals"] == pytest.approx(np.mean(list(by_hospital.values())))
+    told = method["worst"]
+    assert {key: told[key] for key in ("value", "low", "high", "n")} == {
+        key: one["hospitals"][worst][key] for key in ("value", "low", "high", "n")
+    }
+    assert told["hospitals"] == [worst] and told["low"] < told["value"] < told["high"]
+    assert method["spread"]["value"] == pytest.approx(max(by_hospital.values()) - min(by_hospital.values()))
+    assert method["mean_of_hospitals"]["value"] == pytest.approx(np.mean(list(by_hospital.values())))
+    assert method["spread"]["hospitals"] == method["mean_of_hospitals"]["hospitals"] == 2
     assert method["rounds"] == 8 and method["seconds"] == pytest.approx(8 * 9.4)
 
 
@@ -320,9 +374,72 @@ def test_other_test_patients_are_not_paired(run):
     (test,) = comparison["tests"]
     assert test["verdict"] == "not tested" and test["patients"]["p_holm"] is None
     assert test["patients"]["why"] == "the test patients are not the same"
-    assert (
-        "Not tested against algorithm.name=fedavg on the same patients: algorithm.name=fedprox." in comparison["answer"]
+    assert comparison["answer"][:2] == [
+        "No best Dice is named: there are no two methods with a value on the same test patients.",
+        "Not tested against algorithm.name=fedavg (the test patients are not the same): algorithm.name=fedprox.",
+    ]
+    third = run("c", dice_of(0.7), rounds=3)
+    best = compare_runs([run("d", dice_of(0.8), rounds=4), third, run("e", fewer, rounds=5)])["answer"][0]
+    assert best.startswith("federation.rounds=4 has the best Dice of those on the same test patients: 0.784 (")
+
+
+def test_equal_values_have_no_winner(run):
+    values = dict.fromkeys(dice_of(0.8), 0.9)
+    runs = [run("a", values), run("b", values | {"p00": 0.9001}, **FEDPROX)]
+    assert compare_runs(runs)["answer"][0] == (
+        "The methods have an equal Dice: algorithm.name=fedavg and algorithm.name=fedprox, 0.900 (95 % interval 0.900 "
+        "to 0.900, n = 40 cases)."
     )
+    runs.append(run("c", dict.fromkeys(values, 0.5), rounds=3))
+    assert compare_runs(runs)["answer"][0].startswith(
+        "Equal, and the best, is the Dice: federation.rounds=8, algorithm"
+    )
+
+
+def doubtful(folder: Path) -> Path:
+    """A run with a hospital whose loss was no number, in a round of its own."""
+    path = folder / "events.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    reply = next(event for event in events if event["event"] == "site_replied")
+    reply["loss"] = None
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
+
+
+def test_grave_doubts_stand_above_the_answer(run, tmp_path: Path):
+    sound = run("a", dice_of(0.8))
+    comparison = compare_runs([sound, doubtful(run("b", dice_of(0.8), **FEDPROX))])
+    (doubt,) = comparison["doubts"]
+    assert doubt["who"] == "algorithm.name=fedprox" and doubt["kinds"] == ["loss_undefined"]
+    assert [bool(method["runs"][0]["doubts"]) for method in comparison["methods"]] == [False, True]
+    write_comparison(comparison, tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text()
+    assert "Do not rely on 1 of these 2 runs as it stands" in page and doubt["text"] in page
+    assert page.index('class="grave"') < page.index('class="answer"')
+    write_comparison(compare_runs([sound]), tmp_path / "sound.html")
+    assert "Do not rely" not in (tmp_path / "sound.html").read_text()
+
+
+def test_the_same_doubt_of_many_runs_is_said_once(run):
+    runs = [doubtful(run(f"r{rounds}", dice_of(0.8), rounds=rounds)) for rounds in range(8, 13)]
+    (doubt,) = compare_runs(runs)["doubts"]
+    assert doubt["who"] == "5 of 5 runs" and len(doubt["runs"]) == 5
+    one = compare_runs([doubtful(run("x", dice_of(0.8), 1)), run("y", dice_of(0.8), 2)])["doubts"]
+    assert [row["who"] for row in one] == ["algorithm.name=fedavg, seed 1"]
+
+
+def test_what_hospitals_come_to_over_seeds_has_its_deviation_and_their_names(run, tmp_path: Path):
+    runs = [run(f"s{seed}", dice_of(0.8, gain=0.02 * seed), seed) for seed in range(3)]
+    comparison = compare_runs(runs)
+    (method,) = comparison["methods"]
+    worst = [one["worst"] for one in method["runs"]]
+    assert method["worst"]["value"] == pytest.approx(np.mean([row["value"] for row in worst]))
+    assert method["worst"]["sd"] == pytest.approx(np.std([row["value"] for row in worst], ddof=1))
+    assert set(method["worst"]["hospitals"]) == {row["hospital"] for row in worst}
+    write_comparison(comparison, tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text()
+    assert f"&plusmn; {method['worst']['sd']:.3f}" in page and ", ".join(method["worst"]["hospitals"]) in page
+    assert "2 hospitals" in page
 
 
 def test_a_patient_at_another_hospital_is_the_same_patient():
@@ -364,6 +481,25 @@ def test_too_few_seeds_are_said_and_equal_seeds_are_no_proof():
     assert over_seeds({1: 0.8, 2: 0.9}, {1: 0.7, 2: 0.7})["why"] == "2 seeds in common; a test needs 3"
     same = dict.fromkeys((1, 2, 3), 0.8)
     assert over_seeds(same, same)["p"] == 1.0
+    summed = dict.fromkeys((1, 2, 3), 0.1 + 0.7)  # the same but for rounding
+    assert over_seeds(same, summed)["p"] == 1.0
+
+
+@pytest.mark.parametrize("first", [0.9, 0.75])
+def test_the_same_gain_in_every_seed_has_no_p_value(first):
+    """Rounding makes 0.9 - 0.8 and 0.8 - 0.7 differ by 1e-16, which is no spread to test against."""
+    ours, theirs = {1: first, 2: 0.8, 3: 0.7}, {1: first - 0.1, 2: 0.7, 3: 0.6}
+    row = over_seeds(ours, theirs)
+    assert (row["p"], row["why"]) == (None, "every seed gave the same difference")
+    assert row["difference"] == pytest.approx(0.1)
+
+
+def test_the_same_gain_in_every_seed_is_not_said_to_be_of_too_few_seeds(run):
+    runs = [run(f"a{seed}", dice_of(0.7), seed) for seed in range(3)]
+    runs += [run(f"b{seed}", dice_of(0.75), seed, **FEDPROX) for seed in range(3)]
+    comparison = compare_runs(runs)
+    assert comparison["tests"][0]["verdict"] == "better" and comparison["tests"][0]["seeds"]["p"] is None
+    assert "seeds in common" not in " ".join(comparison["answer"])
 
 
 def test_a_gain_that_the_seeds_do_not_bear_out_is_said_to_be_uncertain(run):

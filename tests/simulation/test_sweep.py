@@ -219,3 +219,50 @@ def test_what_a_run_left_that_was_never_whole_is_begun_again(asked: SweepRequest
     assert told[0][:2] == ["simulate", str(sweep.job_path(sweep.rows[0]))]
     assert told[0][told[0].index("--out") + 1] == str(first)
     assert told[1] == ["simulate", "--resume", str(second)]
+
+
+STOPPED = (
+    "round 1 stayed below its quorum after 1 attempts: 0 of 3 sites gave an update, 2 are needed, and the warnings"
+)
+
+
+def stops(run: Path, reasons: list[str], status: str = "stopped") -> None:
+    """Leaves what a run does whose hospitals all fail in every attempt."""
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    events: list[dict[str, Any]] = []
+    for attempt in range(2):
+        events.append({"event": "round_started", "round": 1, "attempt": attempt})
+        told = reasons if attempt else ["a reason of the first attempt"]
+        events += [{"event": "site_replied", "site": f"h{place}", "reason": why} for place, why in enumerate(told)]
+        reason = "0 of 3 sites gave an update, 2 are needed"
+        events.append({"event": "round_retried", "round": 1, "attempt": attempt, "reason": reason})
+    events.append({"event": "run_finished", "status": status, "reason": STOPPED})
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_why_the_hospitals_of_a_run_failed_is_on_record(asked: SweepRequest, tmp_path: Path):
+    sweep = begin(changed(asked, grid=[RATES]), tmp_path / "s")
+    first, second = map(sweep.run_dir, sweep.rows)
+    nan = "the training loss in round 1 is nan; lower the learning rate"
+    stops(first, [nan] * 3)
+    stops(second, [f"reason {number}" for number in range(5)])
+    lines: list[str] = []
+    run_cells(
+        sweep, says(f"consilium: {STOPPED} say why; continue with consilium simulate --resume x", 3), lines.append
+    )
+    quorum = "round 1 stayed below its quorum: 0 of 3 sites gave an update, 2 are needed"
+    assert [row["why"] for row in sweep.unfinished()] == [
+        f"{quorum}; {nan}",
+        f"{quorum}; reason 4; reason 3; reason 2; 2 more reasons",
+    ]
+    assert f"failed: {quorum}; {nan}" in lines[0]
+
+
+def test_a_sweep_goes_on_as_a_sweep_and_an_old_reason_is_not_that_of_a_new_failure(asked: SweepRequest, tmp_path: Path):
+    sweep = begin(changed(asked, grid=[RATES]), tmp_path / "s")
+    for row in sweep.rows:
+        stops(sweep.run_dir(row), ["nan"])
+    echo = "import sys; print('consilium: no data; continue with: consilium simulate', *sys.argv[2:4]); sys.exit(2)"
+    run_cells(sweep, [sys.executable, "-c", echo], print)
+    assert sweep.unfinished()[0]["why"] == f"no data; continue with: consilium sweep --resume {tmp_path / 's'}"

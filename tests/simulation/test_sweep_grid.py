@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared_models.errors import BadInput
-from simulation.sweep_grid import Cell, cells, job_of, parse_grid
+from simulation.sweep_grid import Cell, cells, job_of, parse_grid, varied
 
 BASE: dict[str, Any] = {
     "name": "x",
@@ -84,6 +84,14 @@ def test_names_of_cells_are_names_of_files():
     grid = parse_grid(["model.pretrained=../../etc/x.pt,null", "algorithm={name: fedprox, mu: 0.1}"])
     names = [cell.name for cell in cells(grid, 0, 1)]
     assert names == ["001-etc-x.pt-fedprox-0.1-seed-0", "002-null-fedprox-0.1-seed-0"]
+    rates = parse_grid(["training.optimizer.learning_rate=1e30,1e-30,-0.5"])
+    assert [cell.name for cell in cells(rates, 0, 1)] == ["001-1e+30-seed-0", "002-1e-30-seed-0", "003--0.5-seed-0"]
+
+
+def test_the_keys_that_cells_differ_in_are_whole_and_without_those_that_never_change():
+    grid = parse_grid(["rounds=5", "algorithm={name: fedavg},{name: fedprox, mu: 0.1}", "training.batch_size=2,4"])
+    found = varied([cell.settings for cell in cells(grid, 0, 2)])
+    assert found == ["federation.algorithm.name", "federation.algorithm.mu", "training.batch_size"]
 
 
 def test_a_cell_changes_its_keys_and_nothing_else():
