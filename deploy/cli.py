@@ -245,3 +245,7 @@ def _say(text: str) -> None:
     """Every line of an error on stderr, with who says it."""
     for line in text.splitlines():
         print(f"consilium: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared_models.errors import BadInput
+from shared_models.page import plural
 
 if TYPE_CHECKING:
     from shared_models.algorithms.algorithm import Algorithm
@@ -128,6 +130,7 @@ def _summary(job: Job) -> list[tuple[str, str]]:
         ("training", _training(job)),
         *_memory(job),
         ("federation", _federation(job)),
+        *(("", f"! {text}") for text in _without_effect(job)),
         ("travels", f"{megabytes:.3g} MB to a hospital and back, each round; images stay"),
         ("evaluation", f"{judged} where the data has no split of its own"),
         ("", f"best round by validation {job.selection_metric()}; {shares.bootstrap} bootstrap replicates by patient"),
@@ -235,6 +238,18 @@ def _federation(job: Job) -> str:
     until = f"; stops after {federation.patience} validations without a better one" if federation.patience else ""
     rounds = f"{federation.rounds} rounds of {algorithm.name}{_settings(algorithm)}{stepped}"
     return f"{rounds}, {who}, {quorum} must reply{deadline}{combined}{weighting}{until}"
+
+
+def _without_effect(job: Job) -> Iterator[str]:
+    """What a job may say and cannot mean."""
+    rounds, every, patience = job.federation.rounds, job.evaluation.every, job.federation.patience
+    validations = math.ceil(rounds / every) if every else 1  # the last round is always validated
+    if patience and validations < patience + 2:  # a best one, so many without a better one, and one that is saved
+        text = f"federation.patience {patience} ends no run of {plural(validations, 'validation')} early"
+        yield f"{text}: lower it, or leave it out"
+    simulated = job.simulation
+    if simulated and simulated.faulty and len(simulated.faulty) == simulated.hospitals:
+        yield "all hospitals are faulty (simulation.faulty): there is no honest one to learn from"
 
 
 def _settings(section: Algorithm | Aggregation) -> str:

@@ -1,8 +1,8 @@
 """What federation is compared with: each hospital alone, all data pooled, and what is made of these and of it.
 
 A hospital alone and the pooled baseline have the federation's initial weights, number of rounds and rule for the best
-round, and one optimiser throughout. A hospital alone takes as many optimiser steps as it takes in the federation; the
-pooled baseline takes as many as all hospitals together.
+round, and one optimiser throughout. A hospital alone takes as many optimiser steps as it takes in a federation that it
+is in every round of; the pooled baseline takes as many as all hospitals together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from server.participation import Reply, Site, ask, instruction
 from shared_models.comparisons import ENSEMBLE, KEPT, VARIANTS
 from shared_models.job import Job
 from shared_models.section import Section
-from shared_models.tasks import Sums
+from shared_models.tasks import Sums, task_of
 from shared_models.weights import to_record, travelling
 
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
@@ -91,6 +91,7 @@ def compare(
         sentence = "no hospital has test patients with a result: the models could not be compared"
         events.emit("warning", text=sentence, left_out=True)
         return
+    keep_rankings(job, sums)
     judged = {name: by_site for name, by_site in sums.items() if by_site}
     evaluations = judge(job, judged) | evenness(job, judged)
     if choices:
@@ -100,6 +101,18 @@ def compare(
         events.emit("warning", text=missing)
     write_atomically(run_dir / "evaluations.json", json.dumps(evaluations, indent=1).encode())
     events.emit("judged", models=list(sums), seconds=round(time.monotonic() - began, 3))
+
+
+def keep_rankings(job: Job, sums: Mapping[str, dict[str, Sums]]) -> None:
+    """Gives the temperature-scaled model the rankings of the federated one, which a temperature does not change.
+
+    One that squeezes all probabilities together leaves fewer in bins of their own: what the bins then say of the same
+    ranking differs, as if the temperature had done something to it.
+    """
+    federated = sums[FEDERATED]
+    for site, found in sums.get(VARIANTS["temperature"], {}).items():
+        if site in federated:
+            found |= {name: federated[site][name] for name in task_of(job).ranked_sums}
 
 
 def _models(result: Result, comparisons: Collection[str], run_dir: Path, events: EventLog) -> Iterator[Model]:

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from server.judgement import (
     FEDERATED,
     LOCAL,
+    counted,
     differences_by_hospital,
     differs_by_hospital,
     judged_at,
@@ -44,26 +44,25 @@ def evenness(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]
 
 def spread(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Any]:
     """Metric -> "range" (largest minus smallest value over the hospitals), "deviation" (standard deviation over them,
-    as a population) and how many "hospitals" have a value; metrics with fewer than two such are left out.
+    as a population) and over how many "hospitals", "of" how many; metrics with fewer than two are left out.
+
+    The hospitals are those that `server.judgement.counted` names.
 
     The chance in each hospital's value widens both: where all hospitals are truly alike, neither is 0.
     """
     at = judged_at(task, by_site)
-    found: dict[str, list[NDArray[np.float64]]] = {}
-    for judged in at.values():
-        for name, values in judged.metrics.items():
-            if np.isfinite(values[0]):
-                found.setdefault(name, []).append(values)
-    patients = patients_of(at)
-    return {
-        name: {
-            "range": asdict(interval(np.max(rows, axis=0) - np.min(rows, axis=0), patients)),
-            "deviation": asdict(interval(np.std(rows, axis=0), patients)),
-            "hospitals": len(rows),
-        }
-        for name, rows in found.items()
-        if len(rows) > 1
-    }
+    found = {}
+    for name in next(iter(at.values())).metrics:
+        over = counted({site: judged.rows[name] for site, judged in at.items()})
+        if len(over) > 1:
+            values, patients = [at[site].metrics[name] for site in over], [at[site].patients[site] for site in over]
+            found[name] = {
+                "range": asdict(interval(np.max(values, axis=0) - np.min(values, axis=0), patients)),
+                "deviation": asdict(interval(np.std(values, axis=0), patients)),
+                "hospitals": len(over),
+                "of": len(at),
+            }
+    return found
 
 
 def subgroups(job: Job, federated: Mapping[str, Sums], own: Mapping[str, Sums]) -> list[dict[str, Any]]:
@@ -92,10 +91,10 @@ def _row(
     if not cells:
         return row | {"federated-local": {}}
     at = judged_at(task, cells)
-    metrics = judged_over_all(task, cells, at, differs_by_hospital(job, FEDERATED)).rows()
+    metrics = judged_over_all(task, cells, at, differs_by_hospital(job, FEDERATED)).rows
     theirs = judged_at(task, {site: sums_of(number, own[site]) for site in cells if site in own})
     differences = differences_by_hospital(at, theirs).get("all", {})
-    patients, cases = sum(patients_of(at)), sum(cell["cases"][0] for cell in cells.values())
+    patients, cases = sum(patients_of(at).values()), sum(cell["cases"][0] for cell in cells.values())
     row |= {"patients": int(patients), "cases": int(cases), "metrics": metrics}
     return row | {"federated-local": differences}
 

@@ -8,106 +8,133 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from flwr.serverapp import Grid
 
 from server.app import Result
-from server.baseline_files import model_path, read_note, saved
+from server.baseline_files import saved
 from server.events import EventLog
-from server.judgement import FEDERATED, LOCAL, Model, collect, first_values
+from server.judgement import FEDERATED, LOCAL, Model, collect, judged_at
+from server.participation import Site
 from shared_models.comparisons import KEPT, VARIANTS
 from shared_models.job import Job
 from shared_models.page import listed
-from shared_models.tasks import Sums
+from shared_models.tasks import Sums, task_of
 
 OWN = "local"
 CANDIDATES = ("fine_tuned", "personalised")
 """The variants that a hospital may keep, beside the federated model and its own."""
+PROPER_SCORE = "brier"
+"""Of a classification, what is gone by where the selection metric has no value: it has one for a single class, too."""
+
+Numbers = dict[str, Any]
+"""Value, interval and n of a metric, see `server.judgement.Judged.rows`."""
 
 
 class Choice(TypedDict):
     """What one hospital keeps."""
 
     kept: str
+    metric: str | None
+    """That it chose by; None where it had no choice, and keeps the federated model."""
     validation: dict[str, float | None]
-    """Candidate -> the selection metric on the hospital's validation patients; None where it has no value."""
+    """Candidate -> its value on the hospital's validation patients; None where it has none."""
+    intervals: dict[str, Numbers]
+    """Candidate -> the 95 % interval of that value (`low`, `high`) and its `n`, or `why` there is none."""
     why: str | None
-    """Why the hospital had no choice, and keeps the federated model whatever the values are; None where it had one."""
+    """Why it had no choice, or chose by another metric than the job's; None otherwise."""
 
 
 def choose_models(
     grid: Grid, result: Result, job: Job, comparisons: Collection[str], run_dir: Path, events: EventLog
 ) -> dict[str, Choice]:
-    """Every hospital's choice between the models that are compared; {} where there is only the federated one.
-
-    A hospital without a validation value, and one where two are equal, keeps the federated model; so does one whose
-    validation masks lack an organ, see `_why_no_choice`.
-    """
-    federated = _validated(grid, result, job, "", events)
-    values = {FEDERATED: _selected(job, federated)}
-    if OWN in comparisons:
-        values[OWN] = {site: _own_value(run_dir, job, site) for site in result.sites}
-    for variant in CANDIDATES:
-        if variant in comparisons:
-            values[VARIANTS[variant]] = _selected(job, _validated(grid, result, job, variant, events))
-    if len(values) == 1:
+    """Every hospital's choice between the models that are compared; {} where there is only the federated one."""
+    variants = ["", *(variant for variant in CANDIDATES if variant in comparisons)]
+    if OWN not in comparisons and len(variants) == 1:
         return {}
+    judged: dict[str, dict[str, dict[str, Numbers]]] = {}
+    for variant in variants:
+        name = VARIANTS.get(variant, FEDERATED)
+        model = Model(f"{name}-validated", result.best, result.best_round, result.best_used, variant)
+        judged[name] = _validated(grid, result.sites, job, model, events)
+        if name == FEDERATED and OWN in comparisons:
+            judged[OWN] = _own_validated(grid, result.sites, job, run_dir, events)
     return {
-        site: _best(
-            {name: by_site.get(site) for name, by_site in values.items()},
-            _why_no_choice(job, federated[site]) if site in federated else None,
-        )
+        site: _choice(job, of.cases["validation"], {name: rows.get(site, {}) for name, rows in judged.items()})
         for site, of in sorted(result.sites.items())
         if of.cases["validation"] or of.cases["test"]  # or it is asked for nothing, and keeps none
     }
 
 
 def _validated(
-    grid: Grid, result: Result, job: Job, variant: str, events: EventLog
-) -> dict[str, dict[str, float | None]]:
-    """Hospital -> the metrics of the federated model, or of a variant of it, on the hospital's validation patients."""
-    name = VARIANTS.get(variant, FEDERATED)
-    model = Model(f"{name}-validated", result.best, result.best_round, result.best_used, variant)
-    sums = collect(grid, result.sites, job, model, "validation", 0, events)
-    return {site: first_values(job, values) for site, values in sums.items()}
+    grid: Grid, sites: Mapping[str, Site], job: Job, model: Model, events: EventLog
+) -> dict[str, dict[str, Numbers]]:
+    """Hospital -> metric -> numbers of a model on the hospital's validation patients."""
+    sums = collect(grid, sites, job, model, "validation", job.evaluation.bootstrap, events)
+    return {site: judged.rows for site, judged in judged_at(task_of(job), sums).items()}
 
 
-def _selected(job: Job, metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    return {site: values.get(job.selection_metric()) for site, values in metrics.items()}
+def _own_validated(
+    grid: Grid, sites: Mapping[str, Site], job: Job, run_dir: Path, events: EventLog
+) -> dict[str, dict[str, Numbers]]:
+    """The same of each hospital's own model, which goes to nobody else."""
+    found: dict[str, dict[str, Numbers]] = {}
+    for name, site in sites.items():
+        if (weights := saved(run_dir, LOCAL + name)) is not None:
+            found |= _validated(grid, {name: site}, job, Model(f"{OWN}-validated", weights), events)
+    return found
 
 
-def _why_no_choice(job: Job, metrics: Mapping[str, float | None]) -> str | None:
+def _choice(job: Job, cases: int, judged: Mapping[str, Mapping[str, Numbers]]) -> Choice:
+    """The first of the candidates with the best value, the federated model standing first; that one without a choice.
+
+    All are compared by the same metric: the job's, or `PROPER_SCORE` where no candidate has a value of it.
+
+    Args:
+        cases: that the hospital has for validation.
+        judged: candidate -> metric -> numbers; no metric for one that gave no result.
+    """
+    info, main = task_of(job).metric_info(), job.selection_metric()
+    have = {name for rows in judged.values() for name, numbers in rows.items() if numbers["value"] is not None}
+    metric = main if main in have or PROPER_SCORE not in have else PROPER_SCORE
+    numbers = {name: rows[metric] for name, rows in judged.items() if metric in rows}
+    values = {name: row["value"] for name, row in numbers.items() if row["value"] is not None}
+    lacks = f"its validation patients have no {info.get(main, {'label': main})['label']}"
+    if not cases:
+        why: str | None = "it has no validation patients"
+    elif not any(judged.values()):
+        why = "it gave no result on its validation patients"
+    elif not values:
+        why = lacks
+    else:
+        why = _unseen_organs(job, judged[FEDERATED])
+    kept, chose_by = FEDERATED, None
+    if why is None:
+        sign, chose_by = (1 if info[metric]["larger_is_better"] else -1), metric
+        kept = max(values, key=lambda name: sign * values[name])
+        why = None if metric == main else f"by the {info[metric]['label']}, the smaller the better: {lacks}"
+    return {
+        "kept": kept,
+        "metric": chose_by,
+        "validation": {name: values.get(name) for name in judged},
+        "intervals": {name: {key: row[key] for key in ("low", "high", "n", "why")} for name, row in numbers.items()},
+        "why": why,
+    }
+
+
+def _unseen_organs(job: Job, federated: Mapping[str, Numbers]) -> str | None:
     """Where not every case annotates all organs: why a hospital's validation patients cannot choose; None if they can.
 
     A hospital's own model has never learnt the organs that its masks lack, and they cannot show that it misses them.
 
     Args:
-        metrics: of the federated model on the hospital's validation patients.
+        federated: metric -> numbers of the federated model on them; none if it gave no result.
     """
-    if job.data.annotated is None:
+    if job.data.annotated is None or not federated:
         return None
-    unseen = [organ for organ in job.task.classes[1:] if metrics[f"dice/{organ}"] is None]
+    unseen = [organ for organ in job.task.classes[1:] if federated[f"dice/{organ}"]["value"] is None]
     return f"its validation masks have no {listed(unseen)}, so they cannot tell which model is best" if unseen else None
-
-
-def _own_value(run_dir: Path, job: Job, site: str) -> float | None:
-    """What a hospital's own model had on its validation patients in the round that was chosen by it."""
-    if not model_path(run_dir, LOCAL + site).exists():
-        return None
-    note = read_note(run_dir, LOCAL + site)
-    metrics = {point["round"]: point["metrics"] for point in note["curve"]}
-    value: float | None = metrics.get(note["best_round"], {}).get(job.selection_metric())
-    return value
-
-
-def _best(validation: Mapping[str, float | None], why_no_choice: str | None = None) -> Choice:
-    """The first of those with the largest value, the federated model standing first; only that one without a choice."""
-    kept, most = FEDERATED, validation[FEDERATED]
-    for name, value in validation.items():
-        if why_no_choice is None and value is not None and (most is None or value > most):
-            kept, most = name, value
-    return {"kept": kept, "validation": dict(validation), "why": why_no_choice}
 
 
 def judge_kept(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from shared_models.page import listed
 from shared_models.tasks import Sums, Task, task_of
 from shared_models.tasks.bootstrap import difference, interval, pooled
 from shared_models.weights import Weights, from_record, mismatch, to_record
+
+Row = dict[str, Any]
 
 FEDERATED, POOLED, LOCAL = "federated", "pooled", "local:"
 POINTS = 201
@@ -122,12 +125,8 @@ def _sums(reply: Reply, shapes: Mapping[str, tuple[int, ...]]) -> Sums:
     return sums
 
 
-def first_values(job: Job, sums: Sums) -> dict[str, float | None]:
-    """The metrics without their replicates; None where a metric is undefined."""
-    return _first(task_of(job).metrics(sums))
-
-
 def _first(metrics: Mapping[str, NDArray[np.float64]]) -> dict[str, float | None]:
+    """The metrics without their replicates; None where a metric is undefined."""
     values = {name: float(row[0]) for name, row in metrics.items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
@@ -145,25 +144,56 @@ def differs_by_hospital(job: Job, model: str) -> bool:
 
 @dataclass(frozen=True)
 class Judged:
-    """The metrics of sums, each with its replicates, the number of cases behind each, and how many patients every
-    hospital draws from."""
+    """The metrics of sums, each with its replicates, and the number of cases behind each.
+
+    Attributes:
+        patients: hospital -> how many it draws from.
+        means: of the metrics that are a mean over hospitals, the hospitals that count in it.
+    """
 
     metrics: dict[str, NDArray[np.float64]]
     counts: dict[str, int]
-    patients: list[float]
+    patients: dict[str, float]
+    means: dict[str, list[str]] = field(default_factory=dict)
 
-    def rows(self) -> dict[str, Any]:
-        """Metric -> its value, interval and n."""
-        return {
-            name: {**asdict(interval(values, self.patients)), "n": self.counts[name]}
-            for name, values in self.metrics.items()
-        }
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """Metric -> its value, interval and n; of a mean over hospitals also over how many, of how many."""
+        return {name: {**self._row(name), "n": self.counts[name]} for name in self.metrics}
+
+    def _row(self, name: str) -> Row:
+        if name in self.means:
+            return mean_row(self.metrics[name], self.patients, self.means[name])
+        return asdict(interval(self.metrics[name], [*self.patients.values()]))
+
+
+def counted(by_hospital: Mapping[str, Row]) -> list[str]:
+    """The hospitals that a mean over hospitals, the worst one and their spread are taken over.
+
+    Those whose value has an interval: that of a single case of a class may be anything. Where none has one, as without
+    replicates, all with a value.
+
+    Args:
+        by_hospital: hospital -> "value" and "low" of one metric.
+    """
+    there = [name for name, row in by_hospital.items() if row.get("value") is not None]
+    return [name for name in there if by_hospital[name].get("low") is not None] or there
+
+
+def mean_row(values: NDArray[np.float64], patients: Mapping[str, float], over: Sequence[str]) -> Row:
+    """Value and interval of what was taken `over` some of the hospitals, and over how many of how many.
+
+    Args:
+        patients: hospital -> how many it draws from, of all hospitals.
+    """
+    row = asdict(interval(values, [patients[name] for name in over]))
+    return row | {"hospitals": len(over), "of": len(patients)}
 
 
 def judged_at(task: Task, by_site: Mapping[str, Sums]) -> dict[str, Judged]:
     """Each hospital by itself."""
     return {
-        site: Judged(task.metrics(sums), task.counts(sums), [float(sums["patients"][0])])
+        site: Judged(task.metrics(sums), task.counts(sums), {site: float(sums["patients"][0])})
         for site, sums in by_site.items()
     }
 
@@ -178,22 +208,24 @@ def judged_over_all(task: Task, by_site: Mapping[str, Sums], at: Mapping[str, Ju
     total, means = with_all(by_site)["all"], mean_over_hospitals(task, at)
     if not apart:
         return Judged(task.metrics(total), task.counts(total), means.patients)
-    return Judged(task.metrics(total) | means.metrics, task.counts(total) | means.counts, means.patients)
+    return Judged(task.metrics(total) | means.metrics, task.counts(total) | means.counts, means.patients, means.means)
 
 
 def mean_over_hospitals(task: Task, at: Mapping[str, Judged]) -> Judged:
-    """Metrics across classes, as the plain mean over the hospitals where they are defined."""
-    metrics, counts = {}, {}
+    """Metrics across classes, as the plain mean over the hospitals that are `counted`."""
+    metrics, counts, means = {}, {}, {}
     for name in filter(task.is_across_classes, next(iter(at.values())).metrics):
-        values = [judged.metrics[name] for judged in at.values()]
-        metrics[name] = np.mean([row for row in values if np.isfinite(row[0])] or values[:1], axis=0)
-        counts[name] = sum(judged.counts[name] for judged in at.values())
-    return Judged(metrics, counts, patients_of(at))
+        means[name] = counted({site: judged.rows[name] for site, judged in at.items()})
+        # Where no hospital has a value, the mean has none, as the first hospital has.
+        found = [at[site] for site in means[name] or list(at)[:1]]
+        metrics[name] = np.mean([judged.metrics[name] for judged in found], axis=0)
+        counts[name] = sum(judged.counts[name] for judged in found)
+    return Judged(metrics, counts, patients_of(at), means)
 
 
-def patients_of(at: Mapping[str, Judged]) -> list[float]:
-    """How many every hospital draws from."""
-    return [number for judged in at.values() for number in judged.patients]
+def patients_of(at: Mapping[str, Judged]) -> dict[str, float]:
+    """Hospital -> how many it draws from."""
+    return {site: number for judged in at.values() for site, number in judged.patients.items()}
 
 
 def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
@@ -215,15 +247,11 @@ def judge(job: Job, sums: Mapping[str, Mapping[str, Sums]]) -> dict[str, Any]:
         "split": "test",
         "bootstrap": job.evaluation.bootstrap,
         "metrics": task.metric_info(),
-        "models": {
-            model: {site: judged.rows() for site, judged in found.items()} for model, found in everywhere.items()
-        },
+        "models": {model: {site: judged.rows for site, judged in found.items()} for model, found in everywhere.items()},
         # Of one model for all hospitals: what it can be held by against models that differ by hospital.
-        "mean_over_hospitals": {
-            model: mean_over_hospitals(task, at[model]).rows() for model in sums if not apart[model]
-        },
+        "mean_over_hospitals": {model: mean_over_hospitals(task, at[model]).rows for model in sums if not apart[model]},
         "differences": _differences(everywhere, apart),
-        "curves": {model: {"all": _curves(task, by_site, apart[model])} for model, by_site in sums.items()},
+        "curves": {model: {"all": _curves(task, by_site, everywhere[model]["all"])} for model, by_site in sums.items()},
     }
 
 
@@ -232,15 +260,18 @@ def with_all(by_site: Mapping[str, Sums]) -> dict[str, Sums]:
     return {**by_site, "all": pooled([subgroups.totals(sums) for sums in by_site.values()])}
 
 
-def _curves(task: Task, by_site: Mapping[str, Sums], apart: bool) -> dict[str, Any]:
+def _curves(task: Task, by_site: Mapping[str, Sums], overall: Judged) -> dict[str, Any]:
     """Of all hospitals' patients together, but for the ROC curves of models that differ by hospital: the area below
     their mean is the mean of their areas (Fawcett 2006, "An introduction to ROC analysis", section 8.1).
+
+    Args:
+        overall: the model over all hospitals; the curves are means over those that count in its AUROC.
     """
     first = {site: {name: row[:1] for name, row in subgroups.totals(sums).items()} for site, sums in by_site.items()}
     curves = task.curves(with_all(first)["all"])
-    if apart and "roc" in curves:
-        at_home = [task.curves(sums).get("roc", {}) for sums in first.values()]
-        there = {name: [roc[name] for roc in at_home if name in roc] for name in curves["roc"]}
+    if overall.means and "roc" in curves:
+        at_home = {site: task.curves(sums).get("roc", {}) for site, sums in first.items()}
+        there = {name: [at_home[site][name] for site in overall.means[f"auroc/{name}"]] for name in curves["roc"]}
         curves["roc"] = {name: _mean_curve(found) for name, found in there.items() if found}
     return curves
 
@@ -275,18 +306,23 @@ def _differences(found: Mapping[str, Mapping[str, Judged]], apart: Mapping[str, 
 
 
 def differences_by_hospital(ours: Mapping[str, Judged], theirs: Mapping[str, Judged]) -> dict[str, Any]:
-    """Differences at each hospital, where either may have a model of its own, and as `all` their plain mean."""
-    result = {}
-    gaps: dict[str, list[NDArray[np.float64]]] = {}
-    for site in (site for site in ours if site in theirs):
-        metrics = {name: values - theirs[site].metrics[name] for name, values in ours[site].metrics.items()}
-        result[site] = {name: asdict(interval(values, theirs[site].patients)) for name, values in metrics.items()}
-        for name, values in metrics.items():
-            if np.isfinite(values[0]):
-                gaps.setdefault(name, []).append(values)
-    if gaps and theirs.keys() == ours.keys():
-        drawn = {name: np.mean(values, axis=0) for name, values in gaps.items()}
-        result["all"] = {name: asdict(interval(values, patients_of(ours))) for name, values in drawn.items()}
+    """Differences at each hospital, where either may have a model of its own, and as `all` their plain mean over those
+    that are `counted`."""
+    gaps: dict[str, dict[str, NDArray[np.float64]]] = {}
+    result: dict[str, dict[str, Row]] = {site: {} for site in ours if site in theirs}
+    patients = patients_of(ours)
+    for site, rows in result.items():
+        for name, values in ours[site].metrics.items():
+            gaps.setdefault(name, {})[site] = gap = values - theirs[site].metrics[name]
+            rows[name] = asdict(interval(gap, patients[site]))
+    if result and theirs.keys() == ours.keys():
+        over = {name: counted({site: rows[name] for site, rows in result.items()}) for name in gaps}
+        means = {
+            name: mean_row(np.mean([gaps[name][site] for site in sites], axis=0), patients, sites)
+            for name, sites in over.items()
+            if sites
+        }
+        result |= {"all": means} if means else {}
     return result
 
 
@@ -294,7 +330,7 @@ def _of_one_model(ours: Mapping[str, Judged], theirs: Mapping[str, Judged]) -> d
     """Differences of two models that are the same everywhere, at each hospital and over all patients together."""
     return {
         site: {
-            name: asdict(difference(values, theirs[site].metrics[name], judged.patients))
+            name: asdict(difference(values, theirs[site].metrics[name], [*judged.patients.values()]))
             for name, values in judged.metrics.items()
         }
         for site, judged in ours.items()
@@ -321,7 +357,9 @@ def undefined(evaluations: Mapping[str, Any]) -> str | None:
     elif overall["n"] > sum(row["n"] for row in rows.values()):
         end = f"these hospitals count in the {label} over all"
     else:
-        end = f"these hospitals do not count in the {label} over all, which is the mean over the others"
+        defined = len(rows) - len(without)
+        over = "the others" if overall["hospitals"] == defined else f"{overall['hospitals']} of the others"
+        end = f"these hospitals do not count in the {label} over all, which is the mean over {over}"
     return f"{label} has no value at {', '.join(without)} ({why}){also}; {end}"
 
 

@@ -113,6 +113,12 @@ def _spacing(tables: Tables) -> Decision:
 
 def _crop(job: Job, tables: Tables) -> Decision:
     """The shape of the median image in the voxels that data.crop allows, in sizes that the network takes."""
+    wanted = job.federation.statistics
+    in_mm = wanted is not None and "spacing" in wanted.decide  # as the sites told sizes, see `client.statistics`
+    # Where no image says its voxel size, every voxel stood for a mm.
+    if in_mm and job.data.spacing is None and tables["spacing_known"][1] < tables["patients"][0]:
+        why = "sizes were told in mm, and without a voxel size for all images nobody knows them in voxels"
+        return Decision("crop", job.data.crop, f"{why}, so that of the job stays")
     spacing = job.data.spacing or [1.0] * job.data.spatial_dims
     extent = _by_axis(tables["extent"], EXTENT, 0.5)
     median = [max(1, round(size / step)) for size, step in zip(extent, spacing, strict=True)]

@@ -61,7 +61,9 @@ def read_comparisons(text: str) -> tuple[str, ...]:
     return names
 
 
-def chosen(names: Collection[str], job: Job, *, hospitals: int | None) -> tuple[list[str], dict[str, str]]:
+def chosen(
+    names: Collection[str], job: Job, *, hospitals: int | None, without_one: str | None = None
+) -> tuple[list[str], dict[str, str]]:
     """The comparisons of a run in their order, and of `all` those that are left out, with the reason.
 
     A job with the algorithm ditto has its personalised models anyway, and an ensemble needs the local models.
@@ -69,6 +71,7 @@ def chosen(names: Collection[str], job: Job, *, hospitals: int | None) -> tuple[
     Args:
         names: of `read_comparisons`.
         hospitals: how many there are in a simulation; None for real hospitals.
+        without_one: why a federation without one hospital would stop, of `simulation.unreliable.no_leave_one_out`.
 
     Raises:
         BadInput: what was asked for by name does not fit.
@@ -79,6 +82,8 @@ def chosen(names: Collection[str], job: Job, *, hospitals: int | None) -> tuple[
     if ENSEMBLE in wanted:
         wanted.add("local")
     unfit = {name: _unfit(name, job, hospitals, wanted) for name in COMPARISONS if name in wanted}
+    if without_one and "leave_one_out" in unfit:
+        unfit["leave_one_out"] = unfit["leave_one_out"] or without_one
     reasons = {name: reason for name, reason in unfit.items() if reason}
     if reasons and "all" not in names:
         name, reason = next(iter(reasons.items()))

@@ -38,6 +38,9 @@ OWN_WEIGHTS = {
 }
 """Algorithms that `weighting` says nothing to."""
 
+FOR_PARTIAL_LABELS = ("mean", "clipped_mean")
+"""The other aggregations side with most hospitals, and most may not know an organ."""
+
 FOR_GANS = ("fedavg", "fedprox", "fedbn", "silobn", "cyclic", "ring")
 """Of the others, the theory or the implementation is for one loss that one network goes down."""
 
@@ -49,6 +52,7 @@ def check(job: Job, entry: Entry) -> Iterator[Refusal]:
     """Everything that does not go together in a job whose keys are each fine alone."""
     yield from _algorithm(job, entry)
     yield from _aggregation(job)
+    yield from _partial_labels(job)
     yield from _what_stays_at_home(job, entry)
     yield from _batch_normalisation(job, entry)
     if job.training.gradient_checkpointing and type(entry).checkpointed is Entry.checkpointed:
@@ -109,6 +113,19 @@ def _aggregation(job: Job) -> Iterator[Refusal]:
         value = getattr(federation, key)
         if value is not None and value < how.fewest:
             yield Refusal(("federation", key), f"{needs}, and this is {value}: leave it out, or {remedy}")
+
+
+def _partial_labels(job: Job) -> Iterator[Refusal]:
+    """Organs that some hospitals annotate: the aggregation must let through what few hospitals know."""
+    name, simulation = job.federation.aggregation.name, job.simulation
+    partly = job.data.annotated is not None or (simulation is not None and simulation.partly_labelled)
+    if partly and name not in FOR_PARTIAL_LABELS:
+        key = "simulation.partly_labelled" if job.data.annotated is None else "data.annotated"
+        text = (
+            f"{name} sides with most hospitals, and an organ that most do not annotate ({key}) may never be learnt: "
+            f"expected {' or '.join(FOR_PARTIAL_LABELS)}"
+        )
+        yield Refusal(("federation", "aggregation", "name"), text)
 
 
 def _what_stays_at_home(job: Job, entry: Entry) -> Iterator[Refusal]:

@@ -29,7 +29,7 @@ from simulation.hospitals import make_split, write_hospitals, write_pooled
 from simulation.scanner_picture import draw_scanners
 from simulation.shift import scanners_of
 from simulation.split_manifest import SplitManifest
-from simulation.unreliable import check_participation
+from simulation.unreliable import check_participation, no_leave_one_out
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def create(request: SimulationRequest) -> RunFolder:
     split = SplitManifest.load(request.split) if request.split else make_split(job, request.data_dir, cases)
     split.check_against(cases)
     check_participation(job, list(split.hospitals))
-    compare, not_compared = chosen(request.compare, job, hospitals=len(split.hospitals))
+    without_one = no_leave_one_out(job, list(split.hospitals))
+    compare, not_compared = chosen(request.compare, job, hospitals=len(split.hospitals), without_one=without_one)
     workers, threads = _workers(request, len(split.hospitals), device)
     settings = {
         **identity(job),

@@ -39,13 +39,28 @@ def check_participation(job: Job, hospitals: Sequence[str]) -> None:
         BadInput: a round has too few hospitals however they answer, so that the run would stop there, and again
             whenever it is resumed.
     """
+    if problem := _too_few(job, hospitals):
+        raise BadInput(problem)
+
+
+def no_leave_one_out(job: Job, hospitals: Sequence[str]) -> str | None:
+    """Why a federation without one of the hospitals would stop, as `check_participation` has it; None if none would."""
+    for name in hospitals:
+        if problem := _too_few(job, [other for other in hospitals if other != name]):
+            return f"the federation without {name} would stop: {problem}"
+    return None
+
+
+def _too_few(job: Job, hospitals: Sequence[str]) -> str | None:
+    """The first round with fewer hospitals than it needs updates, and what would help; None where there is none."""
     habits = job.simulation.participation if job.simulation else {}
     needed = quorum(job, min(len(hospitals), job.federation.sites_per_round or len(hospitals)))
-    for number in range(1, job.federation.rounds + 1):
+    changes = {1, *(number for habit in habits.values() for number in (habit.joins, habit.leaves) if number)}
+    for number in sorted(number for number in changes if number <= job.federation.rounds):
         there = [name for name in hospitals if _is_member(habits.get(name, Participation()), number)]
         if len(there) < needed:
             how = job.federation.aggregation
-            who = f"simulation.participation: {len(there)} of {len(hospitals)} hospitals are there in round {number}"
+            who = f"by simulation.participation, {len(there)} of {len(hospitals)} hospitals are there in round {number}"
             if len(there) == len(hospitals):
                 who = f"there are {len(hospitals)} hospitals"
             remedy = f"set federation.quorum to at most {len(there)}"
@@ -53,7 +68,8 @@ def check_participation(job: Job, hospitals: Sequence[str]) -> None:
                 remedy = "let some of them join earlier or leave later"
             elif how.fewest > len(there):
                 remedy = f"{how.name} takes no fewer than {how.fewest}: have more hospitals, or another aggregation"
-            raise BadInput(f"{who}, and a round needs {needed} updates; {remedy}")
+            return f"{who}, and a round needs {needed} updates; {remedy}"
+    return None
 
 
 def _is_member(habits: Participation, number: int) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.judgement import undefined_alike
+from server.judgement import counted, undefined_alike
+from server.report.kinds import FEW_PATIENTS, shortage
 from server.report.models import LOCAL, by_hospital, name_of
 from shared_models.page import fixed, interval_text, listed, plural
 
 Row = dict[str, Any]
 
 HELPED, HARMED, UNCLEAR, UNDEFINED = "helped", "harmed", "no clear difference", "undefined"
-FEW_PATIENTS = 20
-"""Fewer test patients than this carry little weight, at a hospital or in all."""
 WIDE_INTERVAL = 0.10
 
 
@@ -40,17 +39,26 @@ def verdicts(report: Row) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def worst_hospital(report: Row, model: str, metric: str) -> Row | None:
-    """The hospital where `model` does worst on `metric`: its name and numbers, or None where nothing is defined."""
+    """The hospital where `model` does worst on `metric`, of those that are `counted`: its name and numbers, and of how
+    many; None where nothing is defined."""
     rows = {
-        hospital: metrics[metric]
+        hospital: metrics.get(metric, {})
         for hospital, metrics in by_hospital(report, model).items()
-        if hospital != "all" and metrics.get(metric, {}).get("value") is not None
+        if hospital != "all"
     }
-    if not rows:
+    among = counted(rows)
+    if not among:
         return None
     pick = min if report["metrics"][metric]["larger_is_better"] else max
-    name = pick(rows, key=lambda hospital: rows[hospital]["value"])
-    return {"hospital": name, "metric": metric, **rows[name]}
+    name = pick(among, key=lambda hospital: rows[hospital]["value"])
+    return {"hospital": name, "metric": metric, **rows[name], "hospitals": len(among), "of": len(rows)}
+
+
+def so_many(row: Row) -> str:
+    """`2 of 5 hospitals`: over which `row` was taken; `5 hospitals` over all, or where a run tells of no others."""
+    if _over_all(row):
+        return plural(row["hospitals"], "hospital")
+    return f"{row['hospitals']} of {plural(row['of'], 'hospital')}"
 
 
 def comparisons(report: Row) -> list[str]:
@@ -80,14 +88,15 @@ def levels(report: Row) -> list[str]:
         )
     worst = report["worst_hospital"].get("federated")
     if worst:
+        among = "It does worst" if _over_all(worst) else f"Of the {so_many(worst)} with an interval, it does worst"
         sentences.append(
-            f"It does worst at {worst['hospital']}: {label} {fixed(worst['value'], digits)} "
+            f"{among} at {worst['hospital']}: {label} {fixed(worst['value'], digits)} "
             f"({interval_text(worst, digits)}, {_cases(worst)})."
         )
     spread = report["spread"].get("federated", {}).get(metric)
     if spread and spread["range"]["value"] is not None:
         sentences.append(
-            f"Best and worst of {spread['hospitals']} hospitals lie {fixed(spread['range']['value'], digits)} apart "
+            f"Best and worst of {so_many(spread)} lie {fixed(spread['range']['value'], digits)} apart "
             f"({interval_text(spread['range'], digits)}); their standard deviation is "
             f"{fixed(spread['deviation']['value'], digits)}."
         )
@@ -122,7 +131,7 @@ def _by_model(choices: Row) -> dict[str, list[str]]:
 
 def _kept(report: Row) -> list[str]:
     answer = []
-    without = [hospital for hospital, choice in report["choices"].items() if choice.get("why")]
+    without = [hospital for hospital, choice in report["choices"].items() if not could_choose(choice)]
     chosen = {hospital: choice for hospital, choice in report["choices"].items() if hospital not in without}
     if chosen:
         (first, there), *others = _by_model(chosen).items()
@@ -132,9 +141,15 @@ def _kept(report: Row) -> list[str]:
         more = [f"{len(names)} {_noun(model, names)} ({listed(names)})" for model, names in others]
         answer.append(f"{text}, {listed(more)}." if more else f"{text}.")
     if without:
-        masks = "its validation masks lack" if len(without) == 1 else "their validation masks lack"
-        answer.append(f"{listed(without)} had no choice but the federated model: {masks} an organ.")
+        hospitals = plural(len(report["choices"]), "hospital")
+        text = f"{len(without)} of {hospitals} had no choice but the federated model ({listed(without)})"
+        answer.append(f"{text}: see what each hospital keeps.")
     return answer
+
+
+def could_choose(choice: Row) -> bool:
+    """Whether a hospital had a choice; a run older than the field `metric` gave a reason only where it had none."""
+    return choice["metric"] is not None if "metric" in choice else not choice.get("why")
 
 
 def _noun(model: str, hospitals: list[str]) -> str:
@@ -153,32 +168,41 @@ def _against_local(report: Row, metric: str) -> str | None:
             text += f" and is worse at {len(found[HARMED])}, {listed(found[HARMED])}"
     elif found[HARMED]:
         text = f"Federated training is worse than local training at {len(found[HARMED])} of {hospitals}"
-        text += f", {listed(found[HARMED])}, and beats it at none"
+        if found[UNCLEAR]:
+            text += f", {listed(found[HARMED])}, and beats it at none"
     elif found[UNCLEAR]:
         text = f"Federated training shows no clear difference from local training at any of {hospitals}"
     else:
         return "Whether federated training beats local training cannot be told at any hospital."
-    text += _over_all(report, metric, found)
+    text += _on_average(report, metric, found)
     rest = []
     if found[UNCLEAR] and (found[HELPED] or found[HARMED]):
         rest.append(f"no clear difference at {listed(found[UNCLEAR])}")
     if found[UNDEFINED]:
-        rest.append(f"it cannot be told at {listed(found[UNDEFINED])}")
+        why = {site: shortage(report, site) for site in found[UNDEFINED]}
+        rest.append(
+            f"it cannot be told at {listed([f'{site} ({lack})' if lack else site for site, lack in why.items()])}"
+        )
     return f"{text}; {', '.join(rest)}." if rest else f"{text}."
 
 
-def _over_all(report: Row, metric: str, found: dict[str, list[str]]) -> str:
+def _over_all(row: Row) -> bool:
+    """Whether every hospital counts in what was taken over the hospitals; so it does where a run tells of no others."""
+    return "of" not in row or row["hospitals"] == row["of"]
+
+
+def _on_average(report: Row, metric: str, found: dict[str, list[str]]) -> str:
     """The mean difference over the hospitals, which may well contradict those of the single hospitals."""
     overall = report["differences"]["federated-local"].get("all", {}).get(metric)
     if not overall or overall.get("value") is None:
         return ""
     info, call = report["metrics"][metric], report["verdicts"]["federated-local"]["all"][metric]
-    change = fixed(overall["value"], info["digits"], signed=True)
+    where = f"on average over {'the hospitals' if _over_all(overall) else so_many(overall)}"
     interval = interval_text(overall, info["digits"], signed=True)
+    change = f"{info['label']} difference {fixed(overall['value'], info['digits'], signed=True)}"
     if call in (HELPED, HARMED) and not found[call]:
-        better = "better" if call == HELPED else "worse"
-        return f", but on average over the hospitals it is {better} ({info['label']} {change}, {interval})"
-    return f" ({info['label']} {change} on average over the hospitals, {interval})"
+        return f", but {where} it is {'better' if call == HELPED else 'worse'} ({change}, {interval})"
+    return f" ({change} {where}, {interval})"
 
 
 def _against_pooled(report: Row, metric: str) -> str | None:
@@ -188,7 +212,9 @@ def _against_pooled(report: Row, metric: str) -> str | None:
     info = report["metrics"][metric]
     digits = info["digits"]
     call = report["verdicts"]["federated-pooled"]["all"][metric]
-    numbers = f"{fixed(overall['value'], digits, signed=True)}, {interval_text(overall, digits, signed=True)}"
+    where = "" if _over_all(overall) else f" on average over {so_many(overall)}"
+    change = f"difference {fixed(overall['value'], digits, signed=True)}{where}"
+    numbers = f"{change}, {interval_text(overall, digits, signed=True)}"
     if call == HELPED:
         return f"It does better than pooled training ({numbers})."
     if call == HARMED:

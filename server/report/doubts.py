@@ -7,42 +7,28 @@ any other, that it holds for less than it seems to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import mean
-from typing import Any
 
-from server.report import outliers
-from server.report.answer import FEW_PATIENTS, HARMED, HELPED, calls, told
-from server.report.models import by_hospital, compared_models, name_of
-from server.report.participation import last_reason, left_out
-from shared_models.page import fixed, listed, natural, plural
-
-Row = dict[str, Any]
+from server.report import doubts_about_cases, outliers
+from server.report.answer import HARMED, HELPED, calls, told
+from server.report.doubt import PLACES_NAMED, Doubt, Row
+from server.report.models import LOCAL, by_hospital
+from server.report.participation import steps_by_site
+from shared_models.page import fixed, listed, plural
 
 RISE = 1.25
 """A loss that ends this many times above its lowest value has risen."""
 GROWTH = 3.0
 """Update norms that end this many times above those of the beginning have grown, where training should calm down."""
-MANY_SET_ASIDE = 0.10
-MANY_COPIES = 0.05
-"""A larger share of validation and test cases that are copies, at a hospital or in all, may make numbers wrong."""
-PLACES_NAMED = 3
-SPLITS = ("test", "validation")
-"""Where models are judged, the gravest first."""
+UNEQUAL_STEPS = 1.10
+"""Where one model was trained for this many times the steps of another, their difference is one of training too."""
 STILL_LEARNING = 0.005
 """Gain of the last quarter of the rounds, as a share of the value, that says that training had not ended."""
+KEPT_AT_HOME = {"heads": "its head", "normalisation": "its normalisation"}
+"""By key of `federation.share`: what of a model that is judged may stay at each hospital."""
 ROUNDS_TO_JUDGE = 3
 """With fewer rounds, nothing can be said of how training went."""
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """One reason; `kind` is a word for scripts."""
-
-    kind: str
-    grave: bool
-    text: str
-    remedy: str
 
 
 def doubts(report: Row) -> list[Row]:
@@ -54,6 +40,8 @@ def doubts(report: Row) -> list[Row]:
 def diverged(report: Row) -> Iterator[Doubt]:
     """Losses that are no numbers, a loss that rises, updates that grow."""
     remedy = "Lower training.optimizer.learning_rate or take fewer local steps, and run it again."
+    if suspects := outliers.named(report["stood_out"]):
+        remedy = f"Look at {listed(suspects)} first, whose updates stood out: one such hospital can do this to all."
     undefined: dict[str, list[int]] = {}
     for row in report["rounds"]:
         for site, loss in row["loss_by_site"].items():
@@ -63,216 +51,28 @@ def diverged(report: Row) -> Iterator[Doubt]:
         text = f"The training loss of {site} was not a number in {plural(len(numbers), 'round')}, first in round"
         yield Doubt("loss_undefined", True, f"{text} {numbers[0]}: training diverged.", remedy)
     losses = [(row["loss"], row["round"]) for row in report["rounds"] if row["loss"] is not None]
-    # The losses of networks that are trained against each other rise and fall by design.
-    if len(losses) >= ROUNDS_TO_JUDGE and report["task"] in ("segmentation", "classification", "anomaly"):
+    improves = _improves_to_the_end(report)
+    # The losses of networks that are trained against each other rise and fall by design. Hospitals of one class learn
+    # it at once, and lose more again as the model learns the others.
+    judges = report["task"] in ("segmentation", "classification", "anomaly") and not improves
+    if len(losses) >= ROUNDS_TO_JUDGE and judges:
         (lowest, place), first, last = min(losses), losses[0][0], losses[-1][0]
         if last > RISE * lowest and last - lowest > 0.25 * (first - lowest):
             text = f"The training loss rose from {fixed(lowest, 3)} in round {place} to {fixed(last, 3)} at the end"
             yield Doubt("loss_rising", True, f"{text}: training diverged.", remedy)
     norms = [row["update_norm"] for row in report["rounds"] if row["update_norm"] is not None]
     third = len(norms) // 3
-    learning = report["rounds"] and report["run"]["best_round"] == report["rounds"][-1]["round"]
     # An adaptive server optimiser takes longer and longer steps while the model still gets better.
-    if third >= 2 and mean(norms[-third:]) > GROWTH * mean(norms[:third]) > 0 and not learning:
+    if third >= 2 and mean(norms[-third:]) > GROWTH * mean(norms[:third]) > 0 and not improves:
         began, ended = fixed(mean(norms[:third]), 2), fixed(mean(norms[-third:]), 2)
         text = f"The norm of the global update grew from {began} to {ended} (means of {third} rounds)."
         yield Doubt("update_growing", False, text, remedy)
 
 
-def subsets(report: Row) -> Iterator[Doubt]:
-    """Hospitals and cases that the numbers do not cover."""
-    judged = by_hospital(report, "federated")
-    for site, row in report["sites"].items():
-        if row["refused"] or (report["rounds"] and not row["rounds_used"]):
-            text = f"{site} took no part: {row['refused'] or 'no round holds an update of it'}"
-            why = None if row["refused"] else last_reason(report["participation"], site)
-            remedy = "The model has not learnt from it: mend what kept it away, and run it again."
-            yield Doubt("hospital_unused", True, f"{text.rstrip('.')}{f' (last: {why})' if why else ''}.", remedy)
-        if judged and site not in judged and row["cases"].get(report["split"]):
-            have = plural(row["patients"].get(report["split"], 0), f"{report['split']} patient")
-            text = f"The {have} of {site} are in no number below: it gave no result for the federated model"
-            yield Doubt("hospital_unjudged", True, f"{text}.", "Look at its log, and resume the run.")
-        total = row["quarantined"] + sum(row["cases"].values())
-        if row["quarantined"] > MANY_SET_ASIDE * total:
-            text = f"{row['quarantined']} of {total} cases of {site} were set aside as unusable"
-            yield Doubt("many_set_aside", False, f"{text}.", "See the reasons under quarantined cases.")
-    places = {model: set(by_hospital(report, model)) - {"all"} for model in compared_models(report)}
-    for model, found in places.items():
-        if missing := sorted(places.get("federated", set()) - found):
-            text = f"{name_of(model).label} was not judged at {listed(missing)}, where the federated model was"
-            yield Doubt("judged_elsewhere", False, f"{text}.", "Compare the two hospital by hospital only.")
-    for site, sentence in left_out(report["participation"]).items():
-        why = last_reason(report["participation"], site)
-        yield Doubt("left_out", False, sentence, f"Last reason: {why}." if why else "See who took part.")
-
-
-def duplicates(report: Row) -> Iterator[Doubt]:
-    """Equal images in training and test data of a hospital."""
-    found = {site: row["duplicates"] for site, row in report["sites"].items() if row["duplicates"]}
-    if found:
-        where = listed([f"{site} ({count})" for site, count in found.items()])
-        text = f"Images with equal pixels lie in different splits at {where}: models are judged on what they have seen."
-        remedy = "Remove the copies, or give them the same patient, and run it again."
-        yield Doubt("duplicates", _many(report, found), text, remedy)
-
-
-def copies(report: Row) -> Iterator[Doubt]:
-    """Images of one hospital's training patients among those that another hospital judges with."""
-    rows = sorted(
-        report["copies"], key=lambda row: (SPLITS.index(row["split"]), -row["cases"], natural(row["hospital"]))
-    )
-    if not rows:
-        return
-    by_site: dict[str, int] = {}
-    for row in rows:
-        by_site[row["hospital"]] = by_site.get(row["hospital"], 0) + row["cases"]
-    where = [
-        f"{row['cases']} of {_cases_of(report, row)}{row['split']} cases of {row['hospital']} are copies of "
-        f"{'training' if row['of_split'] == 'train' else row['of_split']} cases of {row['of']}"
-        for row in rows[:PLACES_NAMED]
-    ]
-    if rest := sum(row["cases"] for row in rows[PLACES_NAMED:]):
-        where.append(f"and {rest} more elsewhere")
-    text = (
-        f"Images with equal pixels lie in different splits of different hospitals: {'; '.join(where)}. A model "
-        "of all hospitals is judged, or chosen, by what it has learnt from; a local model is not."
-    )
-    remedy = "Remove the copies from the data set, and run it again."
-    yield Doubt("copies", _many(report, by_site), text, remedy)
-
-
-def _cases_of(report: Row, row: Row) -> str:
-    """How many cases there are in the hospital and split of a row, with a space; none where its data were refused."""
-    count = report["sites"].get(row["hospital"], {}).get("cases", {}).get(row["split"])
-    return "the " if count is None else f"{count} "
-
-
-def _many(report: Row, copied: dict[str, int]) -> bool:
-    """Whether so many of the cases that hospitals judge with are copies that their numbers may be wrong.
-
-    A hospital of few cases has little weight by itself, and one copy there is no reason to drop the run.
-    """
-    judged = {site: sum(row["cases"].get(split, 0) for split in SPLITS) for site, row in report["sites"].items()}
-    places = [(copied.get(site, 0), cases) for site, cases in judged.items() if cases >= FEW_PATIENTS]
-    places.append((sum(copied.values()), sum(judged.values())))
-    return any(count > MANY_COPIES * cases for count, cases in places)
-
-
-def confounded(report: Row) -> Iterator[Doubt]:
-    """Classes that one hospital alone has: hospital and label then say the same."""
-    if report["task"] not in ("segmentation", "classification") or len(report["sites"]) < 2:
-        return
-    counts: dict[str, dict[str, int]] = {}
-    for site, row in report["sites"].items():
-        for by_class in row["classes"].values():
-            for name, cases in by_class.items():
-                counts.setdefault(name, {}).setdefault(site, 0)
-                counts[name][site] += cases
-    for name, by_site in list(counts.items())[report["task"] == "segmentation" :]:  # the first one is the background
-        have = [site for site, cases in by_site.items() if cases]
-        if len(have) == 1 and len(by_site) > 1:
-            text = (
-                f"Only {have[0]} has cases of '{name}' ({by_site[have[0]]}): label and hospital are confounded, and a "
-                "model can score well over all hospitals by telling the hospital."
-            )
-            remedy = "Read the hospitals' own rows, not the one over all, or divide the class among more hospitals."
-            yield Doubt("confounded", True, text, remedy)
-
-
-def one_class(report: Row) -> Iterator[Doubt]:
-    """Hospitals whose test cases are all of one class: whoever always says that class is never wrong there."""
-    judged, split = by_hospital(report, "federated"), report["split"]
-    if report["task"] != "classification":
-        return
-    found = []
-    for site, row in report["sites"].items():
-        by_class: dict[str, int] = row["classes"].get(split, {})
-        alone = [name for name, count in by_class.items() if count]
-        # Where cases may have several findings, one that all of them have is not the only one.
-        if site in judged and len(alone) == 1 and by_class[alone[0]] == row["cases"].get(split):
-            found.append(f"{site} ({listed(alone)})")
-    if found:
-        text = (
-            f"All {split} cases are of one class at {listed(found)}: a model that always says so is never wrong there."
-        )
-        remedy = "Being helped, harmed or worst there says little; read the hospitals that have every class."
-        yield Doubt("one_class_judged", False, text, remedy)
-
-
-def few_patients(report: Row) -> Iterator[Doubt]:
-    """Numbers that rest on few patients."""
-    split, judged = report["split"], by_hospital(report, "federated")
-    have = {site: row["patients"].get(split) for site, row in report["sites"].items() if site in judged}
-    known = {site: count for site, count in have.items() if count is not None}
-    if not known:
-        return
-    remedy = "Judge on more patients (evaluation.test_share), or read the intervals and not the values."
-    if sum(known.values()) < FEW_PATIENTS:
-        text = f"All numbers rest on {plural(sum(known.values()), f'{split} patient')} in all"
-        yield Doubt("few_patients", True, f"{text}.", remedy)
-    elif few := [f"{site} ({count})" for site, count in known.items() if count < FEW_PATIENTS]:
-        text = f"Fewer than {FEW_PATIENTS} {split} patients, so little weight: {listed(few)}."
-        yield Doubt("few_patients", False, text, remedy)
-
-
-def few_cases(report: Row) -> Iterator[Doubt]:
-    """Metrics that rest on few cases where there are many patients: of a class that is ranked, of an organ."""
-    split = report["split"]
-    counted = [site for site in by_hospital(report, "federated") if report["sites"].get(site, {}).get("classes")]
-    kinds = {site: _kinds(report, report["sites"][site]) for site in counted}
-    totals: dict[str, int] = {}
-    for by_kind in kinds.values():
-        for kind, cases in by_kind.items():
-            totals[kind] = totals.get(kind, 0) + cases
-    rare = {kind: cases for kind, cases in totals.items() if 0 < cases < FEW_PATIENTS}
-    places = [
-        (cases, site, kind)
-        for site, by_kind in kinds.items()
-        for kind, cases in by_kind.items()
-        # Hospitals, and runs, of few patients are named for that already.
-        if 0 < cases < FEW_PATIENTS <= report["sites"][site]["patients"].get(split, 0) and kind not in rare
-    ]
-    patients = sum(report["sites"][site]["patients"].get(split, 0) for site in counted)
-    what = "The Dice of an organ" if report["task"] == "segmentation" else "AUROC"
-    remedy = "Judge on more patients (evaluation.test_share), or read the intervals and not the values."
-    if rare and patients >= FEW_PATIENTS:
-        found = listed([f"{cases} {kind}" for kind, cases in sorted(rare.items(), key=lambda item: item[1])])
-        # Of several classes or organs, the main metric is the mean, and the others still count.
-        grave = len(totals) == (1 if report["task"] == "segmentation" else 2)
-        yield Doubt("few_cases", grave, f"{what} rests on few {split} cases in all: {found}.", remedy)
-    if places:
-        by_site: dict[str, list[str]] = {}
-        for cases, site, kind in sorted(places, key=lambda place: (place[0], natural(place[1])))[:PLACES_NAMED]:
-            by_site.setdefault(site, []).append(f"{cases} {kind}")
-        where = [f"{site} ({listed(found)})" for site, found in by_site.items()]
-        more = [f"{len(places) - PLACES_NAMED} more"] if len(places) > PLACES_NAMED else []
-        text = f"{what} rests on fewer than {FEW_PATIENTS} {split} cases of one kind at {listed(where + more)}."
-        yield Doubt("few_cases", False, text, remedy)
-
-
-def _kinds(report: Row, site: Row) -> dict[str, int]:
-    """The test cases of a hospital of every kind that a metric of its own rests on.
-
-    Organs; or the classes that are told apart. Where cases have several findings, those without a finding are a kind.
-    """
-    by_class: dict[str, int] = site["classes"].get(report["split"], {})
-    cases = site["cases"].get(report["split"], 0)
-    named = {f"'{name}'": count for name, count in by_class.items()}
-    if report["task"] == "segmentation":
-        return dict(list(named.items())[1:])  # the first one is the background
-    if report["task"] == "anomaly" and named:
-        normal, *others = named
-        return {normal: named[normal], f"not {normal}": sum(named[name] for name in others)}
-    if report["task"] == "classification":
-        several = sum(by_class.values()) != cases
-        return named | ({f"without {name}": cases - count for name, count in named.items()} if several else {})
-    return {}
-
-
 def out_of_line(report: Row) -> Iterator[Doubt]:
     """Hospitals whose updates are unlike the others'."""
     for sentence in outliers.sentences(report["stood_out"]):
-        yield Doubt("update_out_of_line", True, sentence, outliers.remedy(report["run"]["aggregation"]))
+        yield Doubt("update_out_of_line", True, sentence, outliers.remedy(report["run"]))
 
 
 def worse_than_local(report: Row) -> Iterator[Doubt]:
@@ -283,9 +83,10 @@ def worse_than_local(report: Row) -> Iterator[Doubt]:
             f"Federated training is worse than local training at {listed(found[HARMED])} ({len(found[HARMED])} of "
             f"{plural(told(found), 'hospital')} harmed, {len(found[HELPED])} helped)."
         )
-        others = [name for name in ("fedbn", "ditto", "fedprox") if name != report["run"]["algorithm"]]
-        remedy = "Let hospitals keep what is best for them (fine-tuned, personalised), or try another algorithm"
-        yield Doubt("worse_than_local", False, text, f"{remedy} ({', '.join(others)}).")
+        remedy = "Let hospitals keep what is best for them (--compare fine_tuned)"
+        if others := report["run"]["alternatives"]["algorithm"]:
+            remedy += f", or try another algorithm ({', '.join(others)})"
+        yield Doubt("worse_than_local", False, text, f"{remedy}.")
 
 
 def misled_choice(report: Row) -> Iterator[Doubt]:
@@ -302,6 +103,23 @@ def misled_choice(report: Row) -> Iterator[Doubt]:
             f"{report['split']} patients: see what each hospital keeps."
         )
         yield Doubt("kept_worse", False, f"{text} in {info['label']}.", remedy)
+
+
+def untrained_parts(report: Row) -> Iterator[Doubt]:
+    """Hospitals that had not trained by the round that is judged, where a part of the model stays at home."""
+    run = report["run"]
+    at_home = [part for key, part in KEPT_AT_HOME.items() if run["share"][key] != "all"]
+    judged_round = run["best_round"] or run["rounds_finished"]
+    trained = {e["site"] for e in report["participation"] if e["status"] == "used" and e["round"] <= judged_round}
+    untrained = [site for site in by_hospital(report, "federated") if site not in (*trained, "all")]
+    if at_home and untrained:
+        text = f"The federated model is that of round {judged_round}, and no update of {listed(untrained)} was used by "
+        text += f"then: what stays at home of it, {listed(at_home)}, is untrained there."
+        remedy = (
+            "Do not count its values there: have every hospital train from the first round on, or let that part travel "
+            "(federation.share, or another algorithm), and run it again."
+        )
+        yield Doubt("untrained_part", run["share"]["heads"] != "all", text, remedy)
 
 
 def learning(report: Row) -> Iterator[Doubt]:
@@ -329,6 +147,47 @@ def learning(report: Row) -> Iterator[Doubt]:
             yield Doubt("still_learning", False, text, "Train for more rounds: raise federation.rounds.")
 
 
+def not_validated(report: Row) -> Iterator[Doubt]:
+    """A best round that nothing chose."""
+    run, rounds = report["run"], report["rounds"]
+    if run["best_round"] is not None or not rounds or not report["models"]:
+        return
+    text, remedy = "No round was validated", "Keep validation patients (evaluation.validation_share), and run it again."
+    if any(row["validation"] for row in rounds):
+        text = f"Validation gave no value of {run['selection_metric']} in any round"
+        remedy = "Validate on patients of every class, or choose rounds by another metric (evaluation.select)."
+    text += f": the last one, {rounds[-1]['round']}, is judged, whether or not it is the best."
+    yield Doubt("not_validated", False, text, remedy)
+
+
+def unequal_steps(report: Row) -> Iterator[Doubt]:
+    """Baselines that were trained for longer, or shorter, than the federation."""
+    federated = steps_by_site(report["participation"])
+    pairs = [("all hospitals together", sum(federated.values()), "pooled", "pooled")]
+    pairs += [(site, took, f"{LOCAL}:{site}", "alone") for site, took in federated.items()]
+    steps = {model: row["steps"] for model, row in report["baselines"].items()}
+    found = [
+        f"{who} ({took} federated, {steps[model]} {how})"
+        for who, took, model, how in pairs
+        if model in steps and max(took, steps[model]) > UNEQUAL_STEPS * min(took, steps[model])
+    ]
+    if found:
+        more = [f"{len(found) - PLACES_NAMED} more"] if len(found) > PLACES_NAMED else []
+        where = listed(found[:PLACES_NAMED] + more)
+        text = f"Federated and baseline models took different numbers of optimiser steps: {where}. Differences between"
+        remedy = (
+            "To compare equal steps, set training.local_steps, leave out federation.patience and sites_per_round, and "
+            "have every hospital in every round."
+        )
+        yield Doubt("unequal_steps", False, f"{text} them are not due to sharing alone.", remedy)
+
+
+def _improves_to_the_end(report: Row) -> bool:
+    """Whether the last round is the best one of several that were validated."""
+    validated = [row["round"] for row in report["rounds"] if _selected(report, row) is not None]
+    return len(validated) > 1 and report["run"]["best_round"] == report["rounds"][-1]["round"]
+
+
 def _selected(report: Row, row: Row) -> float | None:
     """The validation metric that picks the best round, after one round."""
     value = row["validation"].get(report["run"]["selection_metric"])
@@ -336,16 +195,19 @@ def _selected(report: Row, row: Row) -> float | None:
 
 
 CHECKS: tuple[Callable[[Row], Iterator[Doubt]], ...] = (
+    out_of_line,  # the cause stands before what it may have done
     diverged,
-    subsets,
-    duplicates,
-    copies,
-    confounded,
-    out_of_line,
-    one_class,
-    few_patients,
-    few_cases,
+    doubts_about_cases.subsets,
+    doubts_about_cases.duplicates,
+    doubts_about_cases.copies,
+    doubts_about_cases.confounded,
+    doubts_about_cases.one_class,
+    doubts_about_cases.few_patients,
+    doubts_about_cases.few_cases,
     worse_than_local,
     misled_choice,
+    untrained_parts,
+    unequal_steps,
     learning,
+    not_validated,
 )

@@ -96,11 +96,12 @@ def forest(rows: list[dict[str, Any]], label: str) -> str:
             _intervals(panels[1], entries, offset, colour, marker, f"federated \u2212 {other}")
         if others:
             panels[1].axvline(0, color="#3A4552", linewidth=1)
-            panels[1].set_xlabel(f"Difference in {label}")
+            panels[1].set_xlabel(f"Difference in {label} (95 % interval)")
         for index, row in enumerate(rows):
             if not any((row[model] or {}).get("value") is not None for model in MODEL_STYLES):
                 where = values.get_yaxis_transform()
-                values.text(0.02, index, "no value", transform=where, va="center", color="#66717D", fontsize=8)
+                absent = "no value" if row["absent"] == "\u2013" else row["absent"]
+                values.text(0.02, index, absent, transform=where, va="center", color="#66717D", fontsize=8)
         values.set_xlabel(f"{label} (95 % interval)")
         values.set_yticks(range(len(rows)), [_with_n(row) for row in rows])
         values.set_ylim(len(rows) - 0.45, -0.55)
@@ -163,10 +164,10 @@ def learning_curves(report: dict[str, Any], metric: str | None, label: str) -> s
             axes.set_xlabel("Round")
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        loss.legend()
-        quality.legend()
+            # Above the axes, where no line runs through it.
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, columnspacing=1)
 
-    return svg(WIDTH, 3.3, draw)
+    return svg(WIDTH, 3.8, draw)
 
 
 def _line(axes: Axes, points: list[tuple[int, float | None]], colour: str, width: float, name: str = "") -> None:
@@ -235,14 +236,26 @@ def participation_grid(report: dict[str, Any], words: dict[str, str]) -> str:
 
 
 def roc_and_reliability(report: dict[str, Any]) -> str | None:
-    """ROC curves and calibration on all hospitals' held-out patients, or None without curves."""
+    """ROC curves, where the task has them, and calibration on all hospitals' held-out patients; None without it."""
     curves = {model: found["all"] for model, found in report["curves"].items() if "all" in found}
-    main = curves.get("federated")
-    if not main:
+    main = curves.get("federated", {})
+    if not main.get("reliability", {}).get("n"):
         return None
 
     def draw(figure: Figure) -> None:
-        roc, reliability = figure.subplots(1, 2)
+        if "roc" in main:
+            roc, reliability = figure.subplots(1, 2)
+            draw_roc(roc)
+        else:
+            reliability = figure.subplots()
+        for model in ("pooled", "federated", "temperature-scaled"):
+            if model in curves:
+                _reliability(reliability, curves[model].get("reliability", {}), model)
+        _unit_square(reliability)
+        reliability.set(xlabel="Predicted probability (area: how many)", ylabel="Observed share that was right")
+        reliability.legend(loc="upper left")
+
+    def draw_roc(roc: Axes) -> None:
         shown = {model: curves[model] for model in ("federated", "pooled") if model in curves}
         classes = list(main.get("roc", {}))
         if len(classes) > 1:
@@ -256,19 +269,17 @@ def roc_and_reliability(report: dict[str, Any]) -> str | None:
                     _roc(
                         roc, curve, model, color=MODEL_STYLES[model][0], linestyle="-" if model == "federated" else "--"
                     )
-        for model in ("pooled", "federated", "temperature-scaled"):
-            if model in curves:
-                _reliability(reliability, curves[model].get("reliability", {}), model)
-        for axes in (roc, reliability):
-            axes.plot([0, 1], [0, 1], color="#8A94A0", linewidth=0.8, linestyle=":")
-            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-            axes.grid()
+        _unit_square(roc)
         roc.set(xlabel="False positive rate (1 \u2212 specificity)", ylabel="True positive rate (sensitivity)")
-        reliability.set(xlabel="Predicted probability (area: cases)", ylabel="Observed share that was right")
         roc.legend(loc="lower right", fontsize=8 if len(classes) < 8 else 6.5)
-        reliability.legend(loc="upper left")
 
     return svg(WIDTH, 4.3, draw)
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.plot([0, 1], [0, 1], color="#8A94A0", linewidth=0.8, linestyle=":")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.grid()
 
 
 def _roc(axes: Axes, curve: dict[str, list[float]], name: str, **style: Any) -> None:
@@ -283,7 +294,8 @@ def _reliability(axes: Axes, bins: dict[str, list[Any]], model: str) -> None:
     if there:
         colour, marker = CALIBRATED[model]
         xs, ys, counts = zip(*there, strict=True)
-        axes.plot(xs, ys, color=colour, linewidth=1.2, marker=marker, markersize=4, label=f"{model}, n = {sum(counts)}")
+        label = f"{model}, n = {round(sum(counts))}"
+        axes.plot(xs, ys, color=colour, linewidth=1.2, marker=marker, markersize=4, label=label)
         axes.scatter(
             xs,
             ys,

@@ -22,7 +22,7 @@ def matrix(rows: Sequence[dict[str, Any]], hospitals: Sequence[str], info: dict[
     Args:
         rows: of `tables.everywhere`.
         hospitals: the columns, before one for all hospitals together.
-        info: of the metric: "label", "digits", "larger_is_better".
+        info: of the metric: "label", "unit", "digits", "larger_is_better".
     """
     import matplotlib
     import numpy as np
@@ -31,8 +31,9 @@ def matrix(rows: Sequence[dict[str, Any]], hospitals: Sequence[str], info: dict[
     larger, many = info["larger_is_better"], len(hospitals) > MANY
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    if high - low < 1e-9:  # one colour for equal values
-        low, high = low - 0.5, high + 0.5
+    if high - low < 1e-9:  # one colour for equal values, within what the metric can be
+        share = not info["unit"] and low >= 0 and high <= 1
+        low, high = (0.0, 1.0) if share else (min(low, max(0.0, low - 0.5)), high + 0.5)
     # Perceptually uniform, and the same to readers with any colour vision (Nuñez et al. 2018).
     colours = matplotlib.colormaps["cividis" if larger else "cividis_r"].with_extremes(bad="#F1F3F5")
 

@@ -13,12 +13,14 @@ OFTEN = 0.5
 """Share of its rounds that a hospital must point away in, to be named: in one round chance may do it."""
 
 
-def remedy(aggregation: str) -> str:
-    """What to do about such a hospital, in a run with this rule of aggregation."""
+def remedy(run: Row) -> str:
+    """What to do about such a hospital; `run` is that of report.json."""
     look = "Look at its data, labels and software. Patients unlike all others' can do this too: see its own row below."
-    if aggregation == "mean":
-        return f"{look} federation.aggregation: {{name: median}} bounds what a single hospital can do to the model."
-    return f"{look} The run's aggregation, {aggregation}, bounds what a single hospital can do to the model."
+    bounds = "bounds what a single hospital can do to the model."
+    if run["aggregation"] != "mean":
+        return f"{look} The run's aggregation, {run['aggregation']}, {bounds}"
+    others = run["alternatives"]["aggregation"]
+    return f"{look} federation.aggregation: {{name: {others[0]}}} {bounds}" if others else look
 
 
 def stood_out(record: RunRecord, entries: list[Row]) -> dict[str, Row]:
@@ -37,14 +39,16 @@ def stood_out(record: RunRecord, entries: list[Row]) -> dict[str, Row]:
     return found
 
 
+def named(rows: dict[str, Row]) -> list[str]:
+    """The hospitals that must be named: too long once, or pointing away in more than half of their rounds."""
+    return [site for site, row in rows.items() if row["long"] or row["away"] > OFTEN * row["of"]]
+
+
 def sentences(rows: dict[str, Row]) -> list[str]:
-    """One for every hospital that must be named: too long once, or pointing away in more than half of its rounds."""
+    """One for every hospital that must be named."""
     texts = []
-    for site, row in rows.items():
-        away = row["away"] > OFTEN * row["of"]
-        if not row["long"] and not away:
-            continue
-        how = []
+    for site in named(rows):
+        row, how = rows[site], []
         if row["long"]:
             how.append(f"was up to {fixed(row['longest'], 0)} times as long as the median")
         if row["away"]:

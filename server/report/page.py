@@ -64,6 +64,7 @@ def _render(record: RunRecord, report: Row) -> str:
             comparisons={name: tables.comparison(report, name) for name in tables.summary_metrics(report)},
             details=tables.federated_details(report),
             baseline_seconds=tables.baseline_seconds(report),
+            steps_taken=tables.steps_taken(report),
             everywhere=tables.everywhere(report, metric) if metric else [],
             places=tables.places(report),
             left_out=tables.left_out_rows(report),
@@ -89,8 +90,7 @@ def _figures(report: Row) -> dict[str, str]:
         drawn["curves"] = figures.learning_curves(report, name, label)
     if report["participation"]:
         drawn["participation"] = figures.participation_grid(report, STATUSES)
-    if report["task"] == "classification":
-        drawn["roc"] = figures.roc_and_reliability(report)
+    drawn["calibration"] = figures.roc_and_reliability(report)
     return {key: text for key, text in drawn.items() if text}
 
 

@@ -92,6 +92,14 @@ def left_out(entries: list[dict[str, Any]]) -> dict[str, str]:
     return sentences
 
 
+def steps_by_site(entries: list[dict[str, Any]]) -> dict[str, int]:
+    """Site -> the optimiser steps behind the updates of it that were used."""
+    steps = dict.fromkeys((entry["site"] for entry in entries), 0)
+    for entry in entries:
+        steps[entry["site"]] += entry["steps"] if entry["status"] == "used" else 0
+    return steps
+
+
 def last_reason(entries: list[dict[str, Any]], site: str) -> str | None:
     """Why a site was not used the last time that it was not, without a full stop; None where no reason is on record."""
     reasons = [e["reason"] for e in entries if e["site"] == site and e["reason"]]

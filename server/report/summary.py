@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from server.judgement import differs_by_hospital
+from server.report.alternatives import alternatives
 from server.report.answer import comparisons, kept_count, levels, uncertain, verdicts, worst_hospital
 from server.report.clock import clock
 from server.report.doubts import doubts
@@ -101,6 +102,8 @@ def _identity(record: RunRecord) -> dict[str, Any]:
         "model": record.job.model.name,
         "algorithm": record.job.federation.algorithm.name,
         "aggregation": record.job.federation.aggregation.name,
+        "share": record.job.federation.share.model_dump(mode="json"),
+        "alternatives": alternatives(record.job),
         "parameters": start.get("parameters"),
         "bytes_model": start.get("bytes_model"),
         "pretrained": _of_event(record, "pretrained"),

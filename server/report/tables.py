@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.report.answer import HARMED, HELPED, UNDEFINED, calls, told
+from server.report.answer import HARMED, HELPED, UNDEFINED, calls, could_choose, so_many, told
+from server.report.kinds import ONE_CLASS, only_class
 from server.report.models import LOCAL, by_hospital, compared_models, in_order, is_single_local, name_of
+from server.report.participation import steps_by_site
 from shared_models.page import natural, plural
 
 Row = dict[str, Any]
@@ -18,11 +20,16 @@ def hospitals(report: Row) -> list[str]:
 
 
 def places(report: Row) -> list[Row]:
-    """The columns of a table with one for every hospital and one for all: `name`, and the `n` cases to judge on."""
+    """The columns of a table with one for every hospital and one for all: `name`, and the `n` cases to judge on, and
+    what stands where it has no value, `absent`."""
     counts = [report["sites"].get(name, {}).get("cases", {}).get(report["split"]) for name in hospitals(report)]
     everybody = None if None in counts else sum(counts)
     columns = [*zip(hospitals(report), counts, strict=True), ("All hospitals", everybody)]
-    return [{"name": name, "n": count} for name, count in columns]
+    return [{"name": name, "n": count, "absent": _absent(report, name)} for name, count in columns]
+
+
+def _absent(report: Row, hospital: str) -> str:
+    return ONE_CLASS if only_class(report, hospital) else "\u2013"
 
 
 def comparison(report: Row, metric: str) -> list[Row]:
@@ -32,7 +39,7 @@ def comparison(report: Row, metric: str) -> list[Row]:
     row is the mean over the hospitals.
     """
     rows = []
-    for hospital in [*hospitals(report), "all"]:
+    for hospital, place in zip([*hospitals(report), "all"], places(report), strict=True):
         entries: Row = {
             "local": report["models"].get(f"local:{hospital}", {}).get(hospital, {}).get(metric),
             "pooled": report["models"].get("pooled", {}).get(hospital, {}).get(metric),
@@ -42,8 +49,7 @@ def comparison(report: Row, metric: str) -> list[Row]:
             entries[other] = report["differences"].get(other, {}).get(hospital, {}).get(metric)
         call = report["verdicts"].get("federated-local", {}).get(hospital, {}).get(metric)
         n = next((entry["n"] for entry in entries.values() if entry and entry.get("n") is not None), None)
-        name = "All hospitals" if hospital == "all" else hospital
-        rows.append({"hospital": hospital, "name": name, "n": n, "verdict": call, **entries})
+        rows.append({"hospital": hospital, **place, "n": n or place["n"], "verdict": call, **entries})
     return rows
 
 
@@ -77,7 +83,7 @@ def _less_federated(report: Row, model: str, metric: str) -> Row | None:
     other = differences.get(f"federated-{model}", {}).get("all", {}).get(metric)
     if row or not other or other["value"] is None:
         return row
-    turned = {"value": -other["value"], "low": None, "high": None}
+    turned: Row = other | {"value": -other["value"], "low": None, "high": None}
     if other["low"] is not None and other["high"] is not None:
         turned |= {"low": -other["high"], "high": -other["low"]}
     return turned
@@ -118,11 +124,13 @@ def calibration(report: Row) -> dict[str, list[Row]]:
 
 
 def choices(report: Row) -> Row | None:
-    """What every hospital keeps, and the validation values it chose by; None without a do-no-harm gate."""
+    """What every hospital keeps, and the numbers on validation patients that it chose by; None without a do-no-harm
+    gate."""
     found = report["choices"]
     if not found:
         return None
     candidates = in_order(dict.fromkeys(model for choice in found.values() for model in choice["validation"]))
+    headline = report["metrics"][report["headline_metric"]]
     return {
         "candidates": [name_of(model) for model in candidates],
         "rows": [
@@ -130,8 +138,14 @@ def choices(report: Row) -> Row | None:
                 "hospital": hospital,
                 "n": report["sites"].get(hospital, {}).get("patients", {}).get("validation"),
                 "kept": name_of(LOCAL if is_single_local(choice["kept"]) else choice["kept"]),
-                "values": [choice["validation"].get(model) for model in candidates],
+                "values": [
+                    {"value": choice["validation"].get(model), "low": None, "high": None, "n": None}
+                    | choice.get("intervals", {}).get(model, {})
+                    for model in candidates
+                ],
                 "chosen": [model == choice["kept"] for model in candidates],
+                "digits": report["metrics"].get(choice.get("metric"), headline)["digits"],
+                "could_choose": could_choose(choice),
                 "why": choice.get("why"),
             }
             for hospital, choice in found.items()
@@ -165,7 +179,7 @@ def tiles(report: Row) -> list[Row]:
     if worst := report["worst_hospital"].get("federated"):
         rows.append({"label": f"Worst: {worst['hospital']}", "row": worst, "n": worst.get("n")})
     if spread := report["spread"].get("federated", {}).get(metric):
-        rows.append({"label": "Spread, best \u2212 worst", "row": spread["range"], "hospitals": spread["hospitals"]})
+        rows.append({"label": "Spread, best \u2212 worst", "row": spread["range"], "over": so_many(spread)})
     return rows
 
 
@@ -195,6 +209,24 @@ def federated_details(report: Row) -> list[Row]:
         for name, info in report["metrics"].items()
         if name not in shown and any(name in rows for rows in federated.values())
     ]
+
+
+def steps_taken(report: Row) -> str:
+    """Sentences with the optimiser steps of the federation beside those of its baselines."""
+    federated = list(steps_by_site(report["participation"]).values())
+    steps = {model: row["steps"] for model, row in report["baselines"].items()}
+    alone = [count for model, count in steps.items() if is_single_local(model)]
+    texts = []
+    if alone:
+        texts.append(f"Optimiser steps of a hospital: {_range(federated)} federated, {_range(alone)} alone.")
+    if "pooled" in steps:
+        texts.append(f"Optimiser steps of all hospitals: {sum(federated)} federated, {steps['pooled']} pooled.")
+    return " ".join(texts)
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def baseline_seconds(report: Row) -> dict[str, float]:

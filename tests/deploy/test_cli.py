@@ -125,7 +125,6 @@ def test_check_says_how_hospitals_differ_and_how_their_updates_become_one(here: 
     differences = """
   scanners: {by_hospital: {hospital-1: [{kind: blur, sigma: 2.0}, {kind: inverted}]}}
   annotators: {hospital-2: {masks: larger, voxels: 1.5}}
-  partly_labelled: rotate
   participation: {hospital-3: {answers: 0.5}}
   faulty: {hospital-4: {kind: sign_flip}}
   partition: {name: iid}
@@ -138,7 +137,6 @@ def test_check_says_how_hospitals_differ_and_how_their_updates_become_one(here: 
     for words in (
         "scanners: hospital-1 blur 2 voxels, inverted",
         "annotators: hospital-2 masks larger, voxels 1.5",
-        "partly labelled: one class at each hospital, in turn",
         "participation: hospital-3 answers 0.5",
         "faulty: hospital-4 kind sign_flip",
         "fedprox (mu 0.5)",
@@ -147,6 +145,12 @@ def test_check_says_how_hospitals_differ_and_how_their_updates_become_one(here: 
         "stops after 3 validations without a better one",
     ):
         assert words in shown
+
+
+def test_check_says_that_masks_are_partly_labelled(here: Path, capsys):
+    (here / "job.yaml").write_text(TINY.replace("\n  partition:", "\n  partly_labelled: rotate\n  partition:"))
+    cli_job.check(here / "job.yaml")
+    assert "partly labelled: one class at each hospital, in turn" in capsys.readouterr().out
 
 
 def test_init_never_overwrites(here: Path):
@@ -169,6 +173,31 @@ def test_check_warns_of_a_job_that_will_not_fit(here: Path, monkeypatch: pytest.
     shown = " ".join(capsys.readouterr().out.split())
     assert "batches of 4 in 2 parts" in shown and "channels last" in shown
     assert "! will not fit where no more is free than here, 0 MB: use smaller data.crop or training.batch_size" in shown
+
+
+def test_check_says_what_can_have_no_effect(here: Path, capsys: pytest.CaptureFixture[str]):
+    """A first validation is the best one so far, and there must be a round left that is not begun."""
+    faults = "\n  faulty: {hospital-1: {kind: sign_flip}, hospital-2: {kind: noise}}\n  hospitals: "
+    job = TINY.replace("\n  partition: {name: natural, column: scanner}", "\n  partition: {name: iid}" + faults)
+
+    def shown(rounds: int, patience: int, hospitals: int) -> str:
+        federation = f"federation: {{rounds: {rounds}, patience: {patience}}}"
+        text = job.replace("federation: {rounds: 2}", federation).replace("hospitals: ", f"hospitals: {hospitals}")
+        (here / "job.yaml").write_text(text)
+        cli_job.check(here / "job.yaml")
+        return " ".join(capsys.readouterr().out.split())
+
+    pointless = shown(rounds=4, patience=3, hospitals=2)
+    assert "! federation.patience 3 ends no run of 4 validations early" in pointless
+    assert "! all hospitals are faulty" in pointless
+    assert "!" not in shown(rounds=5, patience=3, hospitals=3)
+
+
+def test_the_module_runs_like_the_command(here: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "job", "check", "no.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "no.yaml" in done.stderr
 
 
 @pytest.mark.parametrize("metric", ["auroc", "hd95"])

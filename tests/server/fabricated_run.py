@@ -201,7 +201,7 @@ def fabricate(
                 {
                     "event": "baseline_finished",
                     "model": model,
-                    "steps": 192,
+                    "steps": 8 * rounds * (len(sites) if model == "pooled" else 1),
                     "seconds": 21.0,
                     "best_round": rounds,
                     "curve": curve,

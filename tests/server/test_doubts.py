@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from server.report import outliers, write_report
+from server.report import write_report
 from server.report.record import read_record
 from server.report.summary import summarise
+from shared_models.job import Job
 from tests.server.fabricated_run import (
     SITES,
     classification_evaluations,
@@ -59,6 +60,24 @@ def test_a_rising_loss_is_divergence(sound: Path) -> None:
     assert doubt["grave"]
     assert doubt["text"] == "The training loss rose from 0.424 in round 7 to 1.900 at the end: training diverged."
     assert "learning_rate" in doubt["remedy"]
+
+
+def test_a_rising_loss_of_a_model_that_gets_better_to_the_end_is_not(sound: Path) -> None:
+    """Hospitals of one class have next to no loss in the first round, and more once the model knows the others."""
+    change(sound, "round_finished", round=8, to={"loss": 1.9})
+    change(sound, "validated", to={"best": True})
+    assert "loss_rising" not in doubts_of(sound)
+    change(sound, "validated", to=lambda e: {} if e["round"] == 8 else {"metrics": {}})  # nothing to be better than
+    assert "loss_rising" in doubts_of(sound)
+
+
+def test_a_hospital_out_of_line_stands_before_what_it_has_done_to_the_loss(sound: Path) -> None:
+    change(sound, "round_finished", round=8, to={"loss": 1.9})
+    seen = {"event": "stood_out", "site": "riverside", "why": "away", "ratio": 1.0}
+    write_events(sound, [*read_events(sound)[:-1], *[seen | {"round": n} for n in range(1, 9)], read_events(sound)[-1]])
+    first, second = summarise(read_record(sound))["doubts"]
+    assert (first["kind"], second["kind"]) == ("update_out_of_line", "loss_rising")
+    assert "Look at riverside first" in second["remedy"] and "learning_rate" not in second["remedy"]
 
 
 def test_a_loss_that_wavers_at_its_end_is_not(sound: Path) -> None:
@@ -161,23 +180,33 @@ def test_copies_at_many_hospitals_are_one_sentence_of_bearable_length(sound: Pat
     assert "; and 12 more elsewhere." in with_copies(sound, *rows)["text"]
 
 
-def classes(**by_site: dict[str, int]) -> Any:
-    return lambda e: {"classes": {"train": by_site[e["site"].replace("-", "_")], "test": {}}}
+def classes(split: str = "train", **by_site: dict[str, int]) -> Any:
+    return lambda e: {"classes": e["classes"] | {split: by_site[e["site"].replace("-", "_")]}}
 
 
 def test_a_class_at_one_hospital_only_is_confounded_with_it(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", job("classification"), classification_evaluations())
-    both = {"normal": 30, "pneumonia": 5}
-    change(
-        folder,
-        "site_ready",
-        to=classes(north_clinic=both | {"pneumonia": 0}, riverside=both, university=both | {"pneumonia": 0}),
-    )
+    both, normal = {"normal": 30, "pneumonia": 5}, {"normal": 30, "pneumonia": 0}
+    change(folder, "site_ready", to=classes(north_clinic=normal, riverside=both, university=normal))
+    change(folder, "site_ready", to=classes("test", north_clinic=both, riverside=both, university=both))
     doubt = doubts_of(folder)["confounded"]
     assert doubt["grave"]
-    assert doubt["text"].startswith("Only riverside has cases of 'pneumonia' (5): label and hospital are confounded")
-    change(folder, "site_ready", to=classes(north_clinic=both, riverside=both, university=both | {"pneumonia": 0}))
+    assert doubt["text"] == (
+        "Only riverside has training cases of 'pneumonia' (5): label and hospital are confounded, and a model can do "
+        "well on them by telling the hospital."
+    )
+    change(folder, "site_ready", to=classes("test", north_clinic=normal, riverside=both, university=normal))
+    assert "has training and test cases of 'pneumonia' (5 and 5): label" in doubts_of(folder)["confounded"]["text"]
+    change(folder, "site_ready", to=classes(north_clinic=both, riverside=both, university=normal))
     assert "confounded" not in doubts_of(folder)
+
+
+def test_an_organ_that_one_hospital_alone_annotates_is_not_confounded_with_it(sound: Path) -> None:
+    whole = {"background": 9, "anterior": 9, "posterior": 9}
+    first, other = ({name: 9 for name in whole if name != organ} for organ in ("posterior", "anterior"))
+    change(sound, "site_ready", to=classes(north_clinic=first, riverside=first, university=other))
+    change(sound, "site_ready", to=classes("test", north_clinic=whole, riverside=whole, university=whole))
+    assert "confounded" not in doubts_of(sound)
 
 
 def test_the_background_is_no_class_of_a_hospital(sound: Path) -> None:
@@ -264,6 +293,19 @@ def test_harmed_hospitals_are_named(tmp_path: Path) -> None:
     found = evaluations(dict(zip(SITES, (0.04, -0.05, -0.06), strict=True)))
     doubt = doubts_of(fabricate(tmp_path / "run", found=found))["worse_than_local"]
     assert "at riverside and university (2 of 3 hospitals harmed, 1 helped)" in doubt["text"]
+    assert doubt["remedy"] == (
+        "Let hospitals keep what is best for them (--compare fine_tuned), or try another algorithm (fedbn, ditto, "
+        "fedprox)."
+    )
+
+
+def test_to_harmed_hospitals_no_algorithm_is_named_that_the_job_cannot_have(tmp_path: Path) -> None:
+    made = job("classification").model_dump(mode="json")
+    made["model"], made["data"] = {"name": "pix2pix"}, {"spatial_dims": 2, "crop": [64, 64], "label": "target"}
+    made["task"] = {"kind": "translation", "how": {"mode": "paired"}}
+    found = evaluations(dict.fromkeys(SITES, -0.05))
+    doubt = doubts_of(fabricate(tmp_path / "run", Job.model_validate(made), found))["worse_than_local"]
+    assert doubt["remedy"].endswith("or try another algorithm (fedbn, fedprox).")  # ditto is for one loss
 
 
 def test_a_best_round_at_the_end_says_that_training_had_not_ended(sound: Path) -> None:
@@ -286,6 +328,33 @@ def test_a_best_round_that_no_later_one_is_worse_than_is_not_called_harm(sound: 
     assert "no later one was better" in text and "worse" not in text
 
 
+def test_a_run_without_validation_says_that_nothing_chose_its_round(sound: Path) -> None:
+    change(sound, "validated", to={"best": False, "metrics": {"dice": None}})
+    doubt = doubts_of(sound)["not_validated"]
+    assert doubt["text"].startswith("Validation gave no value of dice in any round: the last one, 8, is judged")
+    write_events(sound, [event for event in read_events(sound) if event["event"] != "validated"])
+    doubt = doubts_of(sound)["not_validated"]
+    assert not doubt["grave"] and "evaluation.validation_share" in doubt["remedy"]
+    assert doubt["text"] == "No round was validated: the last one, 8, is judged, whether or not it is the best."
+
+
+def test_baselines_of_other_lengths_than_the_federation_are_said_with_their_steps(sound: Path) -> None:
+    change(sound, "baseline_finished", model="local:riverside", to={"steps": 70})  # and 64: less than a tenth
+    assert doubts_of(sound) == {}
+    for number in (1, 2):
+        change(sound, "site_replied", site="riverside", round=number, to={"status": "failed", "reason": "away"})
+    doubt = doubts_of(sound)["unequal_steps"]
+    assert not doubt["grave"] and "local_steps" in doubt["remedy"]
+    assert doubt["text"] == (
+        "Federated and baseline models took different numbers of optimiser steps: riverside (48 federated, 70 alone). "
+        "Differences between them are not due to sharing alone."
+    )
+    change(sound, "baseline_finished", model="pooled", to={"steps": 300})
+    assert (
+        "steps: all hospitals together (176 federated, 300 pooled) and r" in doubts_of(sound)["unequal_steps"]["text"]
+    )
+
+
 def test_a_hospital_with_one_class_to_judge_on_is_said(tmp_path: Path) -> None:
     folder = fabricate(tmp_path / "run", job("classification"), classification_evaluations())
 
@@ -300,6 +369,14 @@ def test_a_hospital_with_one_class_to_judge_on_is_said(tmp_path: Path) -> None:
     doubt = doubts_of(folder)["one_class_judged"]
     assert not doubt["grave"]
     assert "one class at north-clinic (normal) and university (pneumonia)" in doubt["text"]
+    tested(north=24, river=24, unive=0)
+    doubt = doubts_of(folder)["one_class_judged"]
+    assert (
+        doubt["grave"] and "No hospital has two: values over all hospitals reward nothing but telling" in doubt["text"]
+    )
+    tested(north=24, river=24, unive=24)
+    doubt = doubts_of(folder)["one_class_judged"]
+    assert doubt["grave"] and doubt["text"].endswith("a model that always says so is never wrong there.")
     tested(north=23, river=10, unive=1)
     assert "one_class_judged" not in doubts_of(folder)
     tested(north=23, river=10, unive=1)
@@ -318,9 +395,51 @@ def test_a_kept_model_that_is_worse_than_the_federated_one_is_said(tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize(("rule", "says"), [("mean", "{name: median} bounds"), ("krum", "aggregation, krum, bounds")])
-def test_a_run_that_is_robust_already_is_not_told_to_be(rule: str, says: str) -> None:
-    assert says in outliers.remedy(rule)
+@pytest.mark.parametrize(
+    ("federation", "says"),
+    [
+        ({}, "federation.aggregation: {name: median} bounds what a single hospital can do to the model."),
+        (
+            {"quorum": 2},
+            "federation.aggregation: {name: clipped_mean} bounds what a single hospital can do to the model.",
+        ),
+        ({"algorithm": {"name": "scaffold"}}, "see its own row below."),
+        (
+            {"aggregation": {"name": "krum"}},
+            "The run's aggregation, krum, bounds what a single hospital can do to the model.",
+        ),
+    ],
+)
+def test_against_a_hospital_out_of_line_only_a_rule_is_named_that_the_job_can_have(
+    tmp_path: Path, federation: dict[str, Any], says: str
+) -> None:
+    made = job().model_dump(mode="json")
+    made["federation"] |= federation
+    seen = {"event": "stood_out", "round": 3, "site": SITES[0], "why": "long", "ratio": 12.0}
+    doubt = doubts_of(fabricate(tmp_path / "run", Job.model_validate(made), extra=[seen]))["update_out_of_line"]
+    assert doubt["remedy"].endswith(says)
+
+
+@pytest.mark.parametrize(("algorithm", "part", "grave"), [("fedper", "its head", True), ("fedbn", "its norm", False)])
+def test_a_part_at_home_that_was_not_trained_by_the_best_round_is_said(
+    tmp_path: Path, algorithm: str, part: str, grave: bool
+) -> None:
+    made = job().model_dump(mode="json", exclude={"simulation"})
+    made["federation"] |= {"algorithm": {"name": algorithm}, "share": {}}
+    found, away = evaluations(dict.fromkeys(SITES, 0.04)), {"riverside": {"status": "failed", "reason": "away"}}
+    folder = fabricate(tmp_path / "run", Job.model_validate(made), found, replies=dict.fromkeys((1, 2), away))
+    assert "untrained_part" not in doubts_of(folder)  # it had trained by the best round, the seventh
+    change(folder, "validated", to=lambda e: {"best": e["round"] == 2})
+    doubt = doubts_of(folder)["untrained_part"]
+    assert doubt["grave"] == grave
+    assert "is that of round 2, and no update of riverside was used" in doubt["text"] and part in doubt["text"]
+
+
+def test_nothing_is_untrained_where_the_whole_model_travels(tmp_path: Path) -> None:
+    away = {"riverside": {"status": "failed", "reason": "away"}}
+    folder = everywhere_helped(tmp_path / "run", replies=dict.fromkeys((1, 2), away))
+    change(folder, "validated", to=lambda e: {"best": e["round"] == 2})
+    assert "untrained_part" not in doubts_of(folder)
 
 
 def test_grave_doubts_stand_above_the_answer_and_the_others_below(sound: Path) -> None:

@@ -80,6 +80,13 @@ def test_the_spread_of_single_patients_has_no_interval():
     assert "2 of 2 patients are the only ones of their hospital" in found["range"]["why"]
 
 
+def test_a_hospital_without_an_interval_is_in_no_spread():
+    federated = {"a": site_sums([0.7] * 6), "b": site_sums([0.8] * 6), "c": site_sums([0.01])}
+    found = evenness(JOB, {"federated": federated})["spread"]["federated"]["dice"]
+    assert found["range"]["value"] == pytest.approx(0.1) and found["range"]["low"] is not None
+    assert (found["hospitals"], found["of"]) == (2, 3)
+
+
 def test_one_hospital_has_no_spread():
     assert evenness(JOB, {"federated": {"a": site_sums([0.7] * 6)}})["spread"] == {"federated": {}}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from server import judgement
+from server.baselines import keep_rankings
 from server.checkpoint import RunState
 from server.evenness import subgroups
 from server.events import EventLog, read_events
@@ -170,6 +171,48 @@ def test_whether_a_hospital_without_a_value_counts_over_all_is_said():
     assert together["models"]["federated"]["all"]["auroc"]["n"] == 188
     assert undefined(apart).endswith("do not count in the AUROC over all, which is the mean over the others")
     assert undefined(together).endswith("these hospitals count in the AUROC over all")
+
+
+ONE_CASE = {"d": [1, *[0] * 29]}
+"""A hospital with a single ill patient: whatever its AUROC is, redrawing often loses the patient."""
+
+
+def test_a_hospital_whose_value_has_no_interval_is_in_no_mean():
+    federated = noise() | {"d": sums_of("d", [0.1, *[0.5] * 29], ONE_CASE["d"])}
+    own = noise() | {"d": sums_of("d", [0.9, *[0.5] * 29], ONE_CASE["d"])}
+    sums = {"federated": federated} | {f"local:{site}": {site: of} for site, of in own.items()}
+    found = judge(job(AT_HOME[0]), sums)
+    at = found["models"]["federated"]
+    assert (value(at["d"]["auroc"]), at["d"]["auroc"]["low"]) == (0.0, None)
+    assert value(at["all"]["auroc"]) == pytest.approx(np.mean([value(at[site]["auroc"]) for site in "abc"]))
+    assert at["all"]["auroc"]["low"] is not None and at["all"]["auroc"]["n"] == 180
+    assert (at["all"]["auroc"]["hospitals"], at["all"]["auroc"]["of"]) == (3, 4)
+    difference = found["differences"]["federated-local"]
+    assert value(difference["d"]["auroc"]) == pytest.approx(-1, abs=0.01)
+    assert {key: difference["all"]["auroc"][key] for key in ("value", "low", "high", "hospitals", "of")} == {
+        "value": 0, "low": 0, "high": 0, "hospitals": 3, "of": 4,
+    }  # fmt: skip
+    assert difference["all"]["brier"]["hospitals"] == 4  # of which every hospital has an interval
+    curve = found["curves"]["federated"]["all"]["roc"]["ill"]
+    assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(value(at["all"]["auroc"]), abs=0.01)
+
+
+def test_where_no_hospital_has_an_interval_all_with_a_value_count():
+    few = {site: sums_of(site, [0.1, *[0.5] * 29], ONE_CASE["d"]) for site in "ab"}
+    overall = judge(job(AT_HOME[0]), {"federated": few})["models"]["federated"]["all"]["auroc"]
+    assert (overall["value"], overall["low"], overall["hospitals"], overall["of"]) == (0, None, 2, 2)
+
+
+def test_a_temperature_changes_no_ranking():
+    squeezed = {site: [0.5 + (p - 0.5) * 1e-4 for p in ill] for site, ill in FEDERATED.items()}
+    models = {"federated": FEDERATED, "temperature-scaled": squeezed}
+    sums = {model: {site: sums_of(site, ill) for site, ill in given.items()} for model, given in models.items()}
+    keep_rankings(JOB, sums)
+    difference = judge(JOB, sums)["differences"]["temperature-scaled-federated"]
+    for place in (*LABELS, "all"):
+        for name in ("auroc", "average_precision"):
+            assert [difference[place][name][key] for key in ("value", "low", "high")] == [0, 0, 0]
+    assert value(difference["all"]["brier"]) > 0
 
 
 def test_metrics_that_lack_a_value_where_the_main_one_does_are_named_with_it():

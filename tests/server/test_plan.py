@@ -79,6 +79,22 @@ def test_grids_stay_where_files_do_not_say_their_voxel_size():
     assert plan["spacing"].value is None and "some of 20 patients do not say" in plan["spacing"].why
 
 
+def test_the_crop_stays_where_sizes_in_mm_cannot_be_counted_in_voxels():
+    fine = {"spacing": (0.5, 0.5, 0.5), "extent": (16, 16, 16)}  # 32 x 32 x 32 voxels
+    plan = found(job(), a=site(**fine), b=site(known=False, extent=(32, 32, 32)))
+    assert plan["crop"].value == [64, 64, 64] and "nobody knows them in voxels" in plan["crop"].why
+    few = site(**fine)
+    few["spacing_known"][:] = 0  # suppressed
+    assert found(job(), a=few)["crop"].value == [64, 64, 64]
+
+
+def test_the_crop_is_in_voxels_where_no_file_says_its_voxel_size_or_grids_are_kept():
+    unknown = site(known=False, extent=(32, 32, 32))
+    assert found(job(), a=unknown, b=unknown)["crop"].value == [32, 32, 32]
+    kept = job(decide=["crop"])
+    assert found(kept, a=site(extent=(32, 32, 32)), b=unknown)["crop"].value == [32, 32, 32]
+
+
 def test_the_crop_is_the_median_image_in_sizes_that_the_network_takes():
     plan = found(job(), a=site(spacing=(2, 2, 2), extent=(70, 104, 70)))
     assert plan["crop"].value == [36, 52, 36]  # 35 x 52 x 35 voxels of 2 mm, and the network halves twice

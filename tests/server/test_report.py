@@ -16,6 +16,7 @@ from server.report.record import read_record
 from server.report.summary import summarise
 from shared_models.errors import BadInput
 from shared_models.job import Job
+from shared_models.tasks import calibration
 from tests.server.fabricated_run import (
     SITES,
     classification_evaluations,
@@ -46,10 +47,11 @@ def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -
     report, text = report_of(everywhere_helped(tmp_path / "run"))
     assert report["answer"][0] == (
         "Federated training beats local training at 3 of 3 hospitals "
-        "(Dice +0.040 on average over the hospitals, 95 % interval +0.020 to +0.060)."
+        "(Dice difference +0.040 on average over the hospitals, 95 % interval +0.020 to +0.060)."
     )
     assert report["answer"][1] == (
-        "It shows no clear difference from pooled training (\u22120.004, 95 % interval \u22120.014 to +0.006)."
+        "It shows no clear difference from pooled training "
+        "(difference \u22120.004, 95 % interval \u22120.014 to +0.006)."
     )
     assert "worst at riverside: Dice 0.842 (95 % interval 0.822 to 0.862, n = 24 cases)" in report["answer"][3]
     assert text.index("Federated training beats") < text.index("Before you cite this") < text.index("Did it help?")
@@ -60,6 +62,7 @@ def test_the_answer_comes_first_with_its_numbers_and_intervals(tmp_path: Path) -
     [
         ((0.04, 0.01, -0.05), "beats local training at 1 of 3 hospitals and is worse at 1, university (Dice"),
         ((-0.04, 0.01, -0.05), "is worse than local training at 2 of 3 hospitals, north-clinic and university, and"),
+        ((-0.04, -0.03, -0.05), "is worse than local training at 3 of 3 hospitals (Dice difference \u22120.040"),
         ((0.01, 0.0, -0.01), "shows no clear difference from local training at any of 3 hospitals"),
     ],
 )
@@ -75,10 +78,71 @@ def test_all_hospitals_together_may_contradict_the_single_ones(tmp_path: Path) -
     found["differences"]["federated-local"]["riverside"]["dice"] = entry(None)
     report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["answer"][0] == (
-        "Federated training shows no clear difference from local training at any of 2 hospitals, but on "
-        "average over the hospitals it is worse (Dice \u22120.050, 95 % interval \u22120.070 to \u22120.030); "
+        "Federated training shows no clear difference from local training at any of 2 hospitals, but on average "
+        "over the hospitals it is worse (Dice difference \u22120.050, 95 % interval \u22120.070 to \u22120.030); "
         "it cannot be told at riverside."
     )
+
+
+def with_one_class(folder: Path, cases: dict[str, dict[str, int]]) -> Path:
+    """The run of a classification whose hospitals have these test cases of each class."""
+    found = classification_evaluations()
+    for site, by_class in cases.items():
+        if min(by_class.values()) < 2:
+            value = None if min(by_class.values()) == 0 else 0.036
+            poor = {"value": value, "low": None, "high": None, "why": "no interval"}
+            for rows in found["models"].values():
+                rows[site]["auroc"] = poor | {"n": 24 if value else 0}
+            found["differences"]["federated-local"][site]["auroc"] = poor | {"value": value and -0.768}
+    found["differences"]["federated-local"]["all"]["auroc"] |= {"hospitals": 1, "of": 3}
+    fabricate(folder, job("classification"), found)
+    events = read_events(folder)
+    for event in events:
+        if event["event"] == "site_ready":
+            event["classes"] = {"test": cases[event["site"]]}
+    write_events(folder, events)
+    return folder
+
+
+UNEQUAL = dict(
+    zip(
+        SITES,
+        ({"normal": 23, "pneumonia": 1}, {"normal": 0, "pneumonia": 24}, {"normal": 12, "pneumonia": 12}),
+        strict=True,
+    )
+)
+
+
+def test_a_single_case_of_a_class_decides_neither_mean_nor_worst(tmp_path: Path) -> None:
+    """The answer says over how many hospitals a mean is, and what the others lack."""
+    report, text = report_of(with_one_class(tmp_path / "run", UNEQUAL))
+    assert "(AUROC difference +0.030 on average over 1 of 3 hospitals, 95 % interval" in report["answer"][0]
+    assert report["answer"][0].endswith(
+        "; it cannot be told at north-clinic (1 'pneumonia' case) and riverside (one class only)."
+    )
+    worst = report["worst_hospital"]["federated"]
+    assert (worst["hospital"], worst["hospitals"], worst["of"]) == ("university", 1, 3)
+    assert "Of the 1 of 3 hospitals with an interval, it does worst at university: AUROC 0.889" in " ".join(
+        report["answer"]
+    )
+    assert "Worst: university 0.889 [0.869, 0.909] 1 of 3 hospitals n = 24" in text
+
+
+def test_where_no_value_has_an_interval_the_worst_is_of_all(tmp_path: Path) -> None:
+    cases = {site: {"normal": 23, "pneumonia": 1} for site in SITES}
+    report = facts_of(with_one_class(tmp_path / "run", cases))
+    worst = report["worst_hospital"]["federated"]
+    assert (worst["value"], worst["hospitals"], worst["of"]) == (0.036, 3, 3)
+    assert any("It does worst at north-clinic: AUROC 0.036 (no interval," in sentence for sentence in report["answer"])
+
+
+def test_a_hospital_of_one_class_has_its_n_and_the_reason_in_place_of_a_value(tmp_path: Path) -> None:
+    report, text = report_of(with_one_class(tmp_path / "run", UNEQUAL))
+    row = next(row for row in tables.comparison(report, "auroc") if row["hospital"] == "riverside")
+    assert row["n"] == 24 and row["federated"]["n"] == 0
+    assert "riverside 24 one class only one class only one class only" in text
+    drawn = figures.forest(tables.comparison(report, "auroc"), "AUROC")
+    assert "riverside (n = 24)" in drawn and "one class only" in drawn and "no value" not in drawn
 
 
 def test_an_interval_that_touches_zero_is_no_clear_difference(tmp_path: Path) -> None:
@@ -95,14 +159,14 @@ def test_a_smaller_distance_helps_and_the_largest_is_the_worst(tmp_path: Path) -
     found["models"]["federated"]["university"]["hd95"]["value"] = 3.5
     report = facts_of(fabricate(tmp_path / "run", found=found))
     assert report["headline_metric"] == "hd95"
-    assert "beats local training at 3 of 3 hospitals (HD95 (mm) \u22120.70" in report["answer"][0]
+    assert "beats local training at 3 of 3 hospitals (HD95 (mm) difference \u22120.70" in report["answer"][0]
     assert report["worst_hospital"]["federated"]["hospital"] == "university"
 
 
 def test_pooled_training_may_be_better(tmp_path: Path) -> None:
     found = evaluations(dict.fromkeys(SITES, 0.04), against_pooled=-0.031)
     report = facts_of(fabricate(tmp_path / "run", found=found))
-    assert report["answer"][1].startswith("It falls short of pooled training (\u22120.031")
+    assert report["answer"][1].startswith("It falls short of pooled training (difference \u22120.031")
 
 
 def test_every_failure_is_listed_with_its_reason_and_warned_of(tmp_path: Path) -> None:
@@ -236,6 +300,14 @@ def test_a_run_without_a_single_event_gets_a_report(tmp_path: Path) -> None:
     assert "It has 0 of 8 rounds on record" in text
 
 
+def test_the_page_says_how_many_steps_the_federation_and_its_baselines_took(tmp_path: Path) -> None:
+    away = {1: {"riverside": {"status": "failed", "reason": "away"}}}
+    _, text = report_of(everywhere_helped(tmp_path / "run", replies=away))
+    assert "Optimiser steps of a hospital: 56 to 64 federated, 64 alone." in text
+    assert "Optimiser steps of all hospitals: 184 federated, 192 pooled." in text
+    assert "same number of optimiser steps" not in text
+
+
 def test_without_baselines_the_question_stays_open(tmp_path: Path) -> None:
     found = evaluations(dict.fromkeys(SITES, 0.04))
     found["models"] = {"federated": found["models"]["federated"]}
@@ -301,6 +373,28 @@ def test_a_classification_run_shows_roc_and_calibration(tmp_path: Path) -> None:
     assert report["headline_metric"] == "auroc"
     assert "ROC and calibration" in text
     assert 'alt="ROC curves and reliability' in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_segmentation_run_shows_the_calibration_of_its_voxels(tmp_path: Path) -> None:
+    found, voxels = evaluations(dict.fromkeys(SITES, 0.04)), classification_evaluations()
+    for by_hospital in found["models"].values():
+        for rows in by_hospital.values():
+            rows["calibration_error"] = entry(0.071, 0.01)
+    found["metrics"] |= calibration.INFO
+    for model in ("federated", "pooled"):
+        reliability = voxels["curves"][model]["all"]["reliability"]
+        found["curves"][model] = {"all": {"reliability": reliability | {"n": [n / 100 for n in reliability["n"]]}}}
+    report, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert "Federated 0.071 [0.061, 0.081]" in text
+    assert "voxels in and around the organs" in text and "Best, median and worst case" in text
+    assert 'alt="Reliability of the predicted probabilities.' in (tmp_path / "run" / "report.html").read_text()
+    drawn = figures.roc_and_reliability(report)
+    assert drawn and "federated, n = 5 -->" in drawn and "False positive rate" not in drawn
+
+
+def test_a_segmentation_run_without_calibration_says_nothing_of_it(tmp_path: Path) -> None:
+    _, text = report_of(everywhere_helped(tmp_path / "run"))
+    assert "Calibration" not in text and "reliability" not in text
 
 
 def with_more_models(found: dict[str, Any]) -> dict[str, Any]:
@@ -397,7 +491,8 @@ def test_a_hospital_that_could_not_choose_is_named_with_the_reason(tmp_path: Pat
         "By their own validation patients, 1 of 2 hospitals keeps the federated model, 1 its local model (riverside)."
     )
     assert kept in report["answer"]
-    assert "university had no choice but the federated model: its validation masks lack an organ." in report["answer"]
+    none = "1 of 3 hospitals had no choice but the federated model (university): see what each hospital keeps."
+    assert none in report["answer"]
     assert "university 8 Federated no choice: its validation masks have no posterior" in text
 
 
@@ -407,7 +502,19 @@ def test_where_no_hospital_could_choose_none_is_said_to_have(tmp_path: Path) -> 
         choice |= {"kept": "federated", "why": "its validation masks have no posterior"}
     answer = facts_of(fabricate(tmp_path / "run", found=found))["answer"]
     assert not any("By their own validation patients" in sentence for sentence in answer)
-    assert any(sentence.startswith("north-clinic, riverside and university had no choice") for sentence in answer)
+    assert any(sentence.startswith("3 of 3 hospitals had no choice") for sentence in answer)
+
+
+def test_what_a_hospital_chose_by_has_its_interval_its_n_and_its_metric(tmp_path: Path) -> None:
+    found = with_more_models(evaluations(dict.fromkeys(SITES, 0.04)))
+    intervals = {"local": {"low": 0.61, "high": 0.93, "n": 8, "why": None}}
+    found["choices"]["riverside"] |= {"metric": "dice", "intervals": intervals}
+    found["choices"]["university"] |= {"metric": "hd95", "why": "by the HD95, the smaller the better"}
+    found["choices"]["university"]["validation"] = {"federated": 2.25, "local": 3.75}
+    report, text = report_of(fabricate(tmp_path / "run", found=found))
+    assert "riverside 8 Local 0.810 [0.610, 0.930] n = 8 0.830 no interval" in text
+    assert "university 8 Federated by the HD95, the smaller the better 3.75 no interval 2.25" in text
+    assert any("2 of 3 hospitals keep the federated model" in sentence for sentence in report["answer"])
 
 
 def test_hospitals_with_numbers_stand_in_their_order(tmp_path: Path) -> None:
@@ -459,10 +566,17 @@ def test_what_a_value_over_all_hospitals_is_is_explained(tmp_path: Path, kind: s
 
 
 def test_a_matrix_of_equal_or_missing_values_is_drawn() -> None:
-    info = {"label": "HD95 (mm)", "digits": 2, "larger_is_better": False}
+    info = {"label": "HD95 (mm)", "unit": "mm", "digits": 2, "larger_is_better": False}
     row = {"label": "Federated", "values": [{"value": 2.0}, None, {"value": None}], "home": [False, False]}
     assert "<svg" in matrix([row], ["a", "b"], info)
     assert "<svg" in matrix([row | {"values": [None] * 3}], ["a", "b"], info)
+
+
+@pytest.mark.parametrize(("value", "unit", "never"), [(1.0, "", "1.5"), (0.0, "mm", "\u22120.5")])
+def test_the_colours_of_equal_values_end_where_the_metric_does(value: float, unit: str, never: str) -> None:
+    info = {"label": "Metric", "unit": unit, "digits": 3, "larger_is_better": not unit}
+    drawn = matrix([{"label": "Federated", "values": [{"value": value}] * 3, "home": [False, False]}], ["a", "b"], info)
+    assert f"<!-- {value:.3f} -->" in drawn and f"<!-- {never} -->" not in drawn
 
 
 def test_groups_of_patients_are_shown_and_small_ones_only_named(tmp_path: Path) -> None:
@@ -494,6 +608,19 @@ def test_a_federation_without_a_hospital_is_no_local_baseline_of_the_curves(tmp_
     alone = figures.learning_curves(report, "dice", "Dice")
     report["baselines"] |= {f"leave-one-out:{SITES[0]}": {"curve": [{"round": 8, "metrics": {"dice": 0.1}}]}}
     assert figures.learning_curves(report, "dice", "Dice") == alone
+
+
+def test_no_line_of_the_learning_curves_runs_through_their_legends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, kept = facts_of(everywhere_helped(tmp_path / "run")), []
+    plain = figures.svg
+    monkeypatch.setattr(
+        figures, "svg", lambda w, h, draw: plain(w, h, lambda figure: (draw(figure), kept.append(figure)))
+    )
+    figures.learning_curves(report, "dice", "Dice")
+    for axes in kept[0].axes:
+        assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_calibration_stands_in_numbers_before_and_after_scaling(tmp_path: Path) -> None:

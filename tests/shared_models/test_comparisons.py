@@ -61,6 +61,15 @@ def test_what_was_asked_for_by_name_and_does_not_fit_is_refused(name, job, hospi
     assert says in str(caught.value)
 
 
+def test_leave_one_out_that_would_stop_is_refused_by_name_and_left_out_of_all():
+    why = "the federation without hospital-2 would stop: so few"
+    with pytest.raises(BadInput, match=f"--compare leave_one_out does not fit this run: {why}"):
+        chosen(("local", "leave_one_out"), job_of(), hospitals=3, without_one=why)
+    compared, left_out = chosen(("all",), job_of(), hospitals=3, without_one=why)
+    assert "leave_one_out" not in compared and left_out["leave_one_out"] == why
+    assert chosen(("local",), job_of(), hospitals=3, without_one=why) == (["local"], {})
+
+
 def test_what_belongs_together_comes_together():
     assert chosen(("ensemble",), job_of(), hospitals=2)[0] == ["local", "ensemble"]
     ditto = job_of(algorithm={"name": "ditto"})

@@ -184,6 +184,25 @@ SENTENCES: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "krum", "geometric_median"])
+@pytest.mark.parametrize("key", ["data.annotated", "simulation.partly_labelled"])
+def test_partial_labels_need_an_aggregation_that_lets_few_hospitals_through(name: str, key: str):
+    section, field = key.split(".")
+    said = {"annotated": "drawn", "partly_labelled": "rotate"}[field]
+
+    def partly(aggregation: str) -> dict[str, str]:
+        content = job(aggregation={"name": aggregation}).model_dump(mode="json")
+        content["task"]["classes"] = ["background", "liver", "spleen"]
+        content[section] |= {field: said}
+        return refusals(Job.model_validate(content))
+
+    assert partly(name) == {
+        "federation.aggregation.name": f"{name} sides with most hospitals, and an organ that most do not annotate "
+        f"({key}) may never be learnt: expected mean or clipped_mean"
+    }
+    assert partly("clipped_mean") == {} == partly("mean")
+
+
 @pytest.mark.parametrize(("asked", "path", "sentence"), SENTENCES)
 def test_a_refusal_says_why_and_what_to_use_instead(asked: dict[str, Any], path: str, sentence: str):
     assert refusals(job(**asked)) == {path: sentence}

@@ -5,15 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from server import baselines, gate, leave_one_out
 from server.checkpoint import load_weights
 from server.events import EventLog, read_events
 from shared_models.errors import BadInput, RunStopped
+from shared_models.job_file import read_job
 from shared_models.weights import fingerprint
 from simulation import run_folder
 from simulation.run import simulate
 from simulation.run_folder import SimulationRequest
+from tests.simulation.conftest import JOB
 
 SAVED = baselines.saved
 HOSPITALS = ["hospital-1", "hospital-2", "hospital-3"]
@@ -44,7 +47,8 @@ def events_of(path, kind):
 
 def test_one_word_compares_with_everything_that_fits_the_job(write_job, squares, tmp_path):
     out = tmp_path / "run"
-    job = write_job(model=BATCH_NORM, federation={"rounds": 2})
+    careless = {"annotators": {name: {"mislabelled": 0.4} for name in HOSPITALS}}  # or all are right: no temperature
+    job = write_job(model=BATCH_NORM, federation={"rounds": 2}, simulation=careless)
     assert run_of(job, squares, out, ("all",)) == 0
     [warning] = [event["text"] for event in events_of(out, "warning")]
     assert warning.startswith("--compare all is without what does not fit this job: personalised (only the algorithm")
@@ -59,8 +63,8 @@ def test_one_word_compares_with_everything_that_fits_the_job(write_job, squares,
         assert f"{name}-pooled" in found["differences"]
     # Of models that are not the same everywhere, scores are not ranked together.
     values = found["models"]["fine-tuned"]
-    mean = sum(values[name]["auroc"]["value"] for name in HOSPITALS) / len(HOSPITALS)
-    assert values["all"]["auroc"]["value"] == pytest.approx(mean)
+    counted = [row["value"] for name in HOSPITALS if (row := values[name]["auroc"])["low"] is not None]
+    assert values["all"]["auroc"]["value"] == pytest.approx(np.mean(counted))
     assert values["all"]["brier"]["n"] == sum(values[name]["brier"]["n"] for name in HOSPITALS)
     assert "helped" in (out / "report.html").read_text()
 
@@ -95,6 +99,20 @@ def test_the_gate_goes_by_validation_patients_and_what_it_chose_is_on_disk(write
             assert fingerprint(kept) == print_of(out, named[choice["kept"]])
 
 
+def test_a_hospitals_own_model_stands_in_the_gate_as_of_its_best_round(write_job, squares, tmp_path):
+    out = tmp_path / "run"
+    careless = {"annotators": {name: {"mislabelled": 0.4} for name in HOSPITALS}}  # or the last round is among the best
+    job = write_job(federation={"rounds": 4}, evaluation={"select": "accuracy"}, simulation=careless)
+    run_of(job, squares, out, ("local",))
+    fell = []
+    for site, choice in evaluations_of(out)["choices"].items():
+        note = json.loads((out / "models" / f"local-{site}.json").read_text())
+        curve = [entry["metrics"]["accuracy"] for entry in note["curve"]]
+        assert choice["validation"]["local"] == max(curve) == curve[note["best_round"] - 1]
+        fell.append(curve[-1] < max(curve))
+    assert any(fell)
+
+
 def test_a_hospital_without_test_patients_has_the_model_that_it_chose(write_job, squares, tmp_path):
     table = dict(np.load(squares / "squares.npz"))
     table["hospital"] = np.array(["north", "south", "untested"])[np.arange(90) % 3]
@@ -113,12 +131,70 @@ def test_a_hospital_without_test_patients_has_the_model_that_it_chose(write_job,
     assert load_weights(out / "sites" / "untested" / "own" / "kept.safetensors")
 
 
-def test_a_hospital_keeps_the_federated_model_unless_another_is_better():
-    assert gate._best({"federated": 0.8, "local": 0.8})["kept"] == "federated"
-    assert gate._best({"federated": 0.8, "local": 0.9, "fine-tuned": 0.9})["kept"] == "local"
-    assert gate._best({"federated": None, "local": None})["kept"] == "federated"
-    assert gate._best({"federated": None, "local": 0.1})["kept"] == "local"
-    assert gate._best({"federated": 0.8, "local": None})["validation"] == {"federated": 0.8, "local": None}
+def test_who_cannot_choose_by_auroc_goes_by_the_brier_score_or_says_that_there_was_no_choice(squares, tmp_path):
+    table = dict(np.load(squares / "squares.npz"))
+    table["hospital"] = np.array(["mixed", "one-class", "unvalidated"])[np.arange(90) // 2 % 3]
+    table["split"] = np.array(["train", "validation", "test"])[np.arange(90) // 6 % 3]
+    table["split"][(table["hospital"] == "unvalidated") & (table["split"] == "validation")] = "train"
+    few = (table["hospital"] == "one-class") & (table["labels"] == 1) & (table["split"] == "validation")
+    table = {name: values[~few] for name, values in table.items()}
+    np.savez(tmp_path / "squares.npz", **table)
+    columns = {"image": "images", "label": "labels", "patient": "patient", "split": "split", "hospital": "hospital"}
+    dataset = {"name": "folder", "table": "squares.npz", "columns": columns}
+    parts = {"dataset": dataset, "partition": {"name": "natural", "column": "hospital"}}
+    content = {**JOB, "federation": {"rounds": 1}, "simulation": parts}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(content))
+    out = tmp_path / "run"
+    assert run_of(tmp_path / "job.yaml", tmp_path, out, ("local", "fine_tuned")) == 0
+    choices = evaluations_of(out)["choices"]
+    assert {site: choice["metric"] for site, choice in choices.items()} == {
+        "mixed": "auroc", "one-class": "brier", "unvalidated": None,
+    }  # fmt: skip
+    by_brier = choices["one-class"]
+    assert by_brier["validation"][by_brier["kept"]] == min(by_brier["validation"].values())
+    assert by_brier["why"] == "by the Brier score, the smaller the better: its validation patients have no AUROC"
+    for name, value in by_brier["validation"].items():
+        bounds = by_brier["intervals"][name]
+        assert bounds["low"] <= value <= bounds["high"] and bounds["low"] < bounds["high"] and bounds["n"] == 5
+    assert choices["unvalidated"]["kept"] == "federated"
+    assert choices["unvalidated"]["why"] == "it has no validation patients"
+    report = json.loads((out / "report.json").read_text())
+    assert report["choices"] == choices
+    [sentence] = [text for text in report["answer"] if text.startswith("By their own validation patients")]
+    assert "of 2 hospitals" in sentence
+    said = "1 of 3 hospitals had no choice but the federated model (unvalidated): see what each hospital keeps."
+    assert said in report["answer"]
+
+
+def choice_of(write_job, values, cases=9):
+    """The choice by AUROC (or, where there is none, the Brier score) as (AUROC, Brier) of every candidate."""
+    job = read_job(write_job())
+
+    def numbers(value):
+        return {"value": value, "low": None, "high": None, "n": cases, "why": "too few"}
+
+    rows = {name: {"auroc": numbers(auroc), "brier": numbers(brier)} for name, (auroc, brier) in values.items()}
+    return gate._choice(job, cases, rows)
+
+
+def test_a_hospital_keeps_the_federated_model_unless_another_is_better(write_job):
+    def kept(**values):
+        return choice_of(write_job, {name.replace("_", "-"): pair for name, pair in values.items()})["kept"]
+
+    assert kept(federated=(0.8, 0.3), local=(0.8, 0.1)) == "federated"
+    assert kept(federated=(0.8, 0.1), local=(0.9, 0.3), fine_tuned=(0.9, 0.1)) == "local"
+    assert kept(federated=(None, 0.3), local=(None, 0.2)) == "local"
+    assert kept(federated=(None, 0.2), local=(None, 0.3)) == "federated"
+    # One metric for all: a Brier score is not held against an AUROC.
+    assert kept(federated=(0.8, 0.3), local=(None, 0.1)) == "federated"
+
+
+def test_without_any_value_no_choice_is_claimed(write_job):
+    choice = choice_of(write_job, {"federated": (None, None), "local": (None, None)})
+    assert (choice["kept"], choice["metric"]) == ("federated", None)
+    assert choice["why"] == "its validation patients have no AUROC"
+    lost = gate._choice(read_job(write_job()), 9, {"federated": {}, "local": {}})
+    assert (lost["metric"], lost["why"]) == (None, "it gave no result on its validation patients")
 
 
 def test_a_federation_without_a_hospital_never_asks_it_and_touches_nothing_of_the_run(write_job, squares, tmp_path):

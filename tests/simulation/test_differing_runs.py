@@ -10,7 +10,7 @@ from server.events import read_events
 from shared_models.errors import BadInput, RunStopped
 from shared_models.weights import fingerprint
 from simulation.run import simulate
-from simulation.run_folder import SimulationRequest
+from simulation.run_folder import SimulationRequest, create
 from tests.simulation.conftest import JOB
 
 
@@ -66,6 +66,20 @@ def test_a_round_that_too_few_hospitals_are_there_for_is_refused_before_anything
         run(write_job, squares, tmp_path / "run", 3, participation=habits)
     assert not (tmp_path / "run").exists()
     assert run(write_job, squares, tmp_path / "run", 3, {"quorum": 1}, participation=habits) == 4
+
+
+def test_leave_one_out_that_would_stop_is_refused_before_the_run_and_left_out_of_all(write_job, squares, tmp_path):
+    participation = {"hospital-1": {"joins": 2}}
+    job = write_job(
+        federation={"rounds": 3}, simulation={**JOB["simulation"], "hospitals": 3, "participation": participation}
+    )
+    why = "the federation without hospital-2 would stop: by simulation.participation, 1 of 2 hospitals are there in ro"
+    with pytest.raises(BadInput, match=f"--compare leave_one_out does not fit this run: {why}"):
+        create(SimulationRequest(job, squares, tmp_path / "run", workers=1, compare=("local", "leave_one_out")))
+    assert not (tmp_path / "run").exists()
+    settings = create(SimulationRequest(job, squares, tmp_path / "run", workers=1, compare=("all",))).settings
+    assert "leave_one_out" not in settings["compare"]
+    assert settings["not_compared"]["leave_one_out"].startswith(why)
 
 
 def test_a_run_that_too_few_answer_stops_and_says_that_going_on_changes_nothing(write_job, squares, tmp_path):

@@ -271,7 +271,7 @@ def test_a_hospital_that_annotates_one_organ_keeps_the_federated_model(organs: P
         "its validation masks have no square, so they cannot tell which model is best"
     )
     assert choices["hospital-2"]["why"] is None
-    assert "hospital-1 had no choice but the federated model" in (out / "report.html").read_text()
+    assert "1 of 2 hospitals had no choice but the federated model (hospital-1)" in (out / "report.html").read_text()
 
 
 def test_a_run_says_how_many_patients_take_no_part(

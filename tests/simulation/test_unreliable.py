@@ -13,7 +13,7 @@ from server.participation import NOT_CONNECTED, ask, instruction
 from shared_models.errors import BadInput
 from shared_models.job import Job
 from shared_models.weights import from_record, to_record
-from simulation.unreliable import UnreliableGrid, check_participation
+from simulation.unreliable import UnreliableGrid, check_participation, no_leave_one_out
 
 SITES = ["hospital-1", "hospital-2", "hospital-3"]
 W = {"w": np.arange(4, dtype=np.float32)}
@@ -136,6 +136,17 @@ def test_too_few_hospitals_for_a_round_are_noticed_before_it(federation, habits,
     else:
         with pytest.raises(BadInput, match=sentence):
             check_participation(the_job, SITES)
+
+
+def test_a_federation_that_would_stop_without_one_of_its_hospitals_is_noticed_before_the_run():
+    late = job(participation={"hospital-1": {"joins": 2}})
+    check_participation(late, SITES)
+    assert no_leave_one_out(late, SITES) == (
+        "the federation without hospital-2 would stop: by simulation.participation, 1 of 2 hospitals are there in "
+        "round 1, and a round needs 2 updates; set federation.quorum to at most 1"
+    )
+    assert no_leave_one_out(job({"quorum": 1}, participation={"hospital-1": {"joins": 2}}), SITES) is None
+    assert no_leave_one_out(job(), SITES) is None
 
 
 def test_a_hospital_that_is_away_is_judged_all_the_same(tmp_path):

@@ -172,8 +172,11 @@ def test_a_model_of_one_hospitals_patients_is_judged_there_and_nowhere_else(
     done = network.run("run", job_path, "--compare", "local,fine_tuned")
     assert done.returncode == 0, done.stdout + done.stderr
     run = last_run(network)
-    judged = json.loads((run / "report.json").read_text())["differences"]["federated-local"]
-    assert set(judged) == {*network.sites, "all"}
+    report = json.loads((run / "report.json").read_text())
+    assert set(report["differences"]["federated-local"]) == {*network.sites, "all"}
+    for choice in report["choices"].values():  # the door lets replicates of validation patients out, too
+        assert choice["intervals"].keys() == {"federated", "local", "fine-tuned"}
+        assert all(row["low"] is not None for row in choice["intervals"].values())
     for name in network.sites:
         lines = [json.loads(line) for line in (network.work(name) / "ledger.jsonl").read_text().splitlines()]
         models = {str(line.get("model")) for line in lines if line["kind"] == "answer"}

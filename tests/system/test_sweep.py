@@ -79,8 +79,8 @@ def test_every_cell_is_an_ordinary_run_with_the_split_of_its_seed(undisturbed: P
 def test_the_comparison_of_a_sweep_holds_its_methods_and_what_failed(undisturbed: Path):
     found = json.loads((undisturbed / "compare.json").read_text())
     assert [(method["label"], method["seeds"]) for method in found["methods"]] == [
-        ("algorithm.server_optimizer.name=none", [5, 6]),
-        ("algorithm.server_optimizer.name=adam", [5, 6]),
+        ("algorithm.server_optimizer.name=none (learning_rate=1.0)", [5, 6]),
+        ("algorithm.server_optimizer.name=adam (learning_rate=0.01)", [5, 6]),
     ]
     assert found["tests"][0]["patients"]["n"] > 20
     assert len(found["left_out"]) == 2 and "found 'nadam'" in found["left_out"][0]["why"]
