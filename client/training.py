@@ -55,14 +55,6 @@ def _optimizer(parameters: list[nn.Parameter], job: Job) -> torch.optim.Optimize
     return kind(parameters, betas=(spec.beta, 0.999), **common)
 
 
-def learning_rate(job: Job, round_number: int) -> float:
-    """The learning rate of a round, counted from 1."""
-    spec = job.training.optimizer
-    if spec.schedule == "constant":
-        return spec.learning_rate
-    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / job.federation.rounds))
-
-
 def train_round(
     network: nn.Module,
     optimizers: Optimizers,
@@ -90,14 +82,14 @@ def train_round(
     device = next(network.parameters()).device
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(job, round_number)
+            group["lr"] = job.learning_rate(round_number)
     torch.manual_seed(derive_seed(job.seed, "dropout", site, round_number))
     rng = np.random.default_rng(derive_seed(job.seed, "batches", site, round_number))
     augment = augmentation(job, derive_seed(job.seed, "augmentation", site, round_number))
     scaler = torch.amp.GradScaler(device.type, enabled=_half(job, device) is torch.float16)
     local = local or LocalRound(network, job, FedAvg())
     local.cases, local.planned_steps = len(cases), steps or job.training.steps(len(cases))
-    local.learning_rate = learning_rate(job, round_number)
+    local.learning_rate = job.learning_rate(round_number)
     if local.algorithm.needs_initial_loss:
         local.initial_loss = _initial_loss(network, cases, data, job, task)
     local.algorithm.begin(local)
@@ -171,12 +163,12 @@ def memory_layout(job: Job) -> torch.memory_format:
 def _step(
     local: LocalRound, optimizers: Optimizers, scaler: torch.amp.GradScaler, parts: Sequence[Batch], task: Task
 ) -> tuple[list[Tensor], bool]:
-    """One optimiser step of every player in turn: the task's own losses of them, and whether all took it.
+    """One optimiser step of every player in turn: the task's own losses of them, and whether any took it.
 
     In float16, a player whose gradients overflow is not stepped, and the scaler scales the next loss by less.
     """
     device, size = parts[0]["image"].device, sum(len(part["image"]) for part in parts)
-    losses, taken = [], True
+    losses, taken = [], False
     for player, optimizer in optimizers.items():
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
@@ -187,9 +179,8 @@ def _step(
             scaler.scale(loss * share).backward()
             total += own.detach() * share
         scaler.unscale_(optimizer)  # an algorithm acts on gradients as they are
-        if scaler.is_enabled() and _overflowed(optimizer):
-            taken = False
-        else:
+        if not (scaler.is_enabled() and _overflowed(optimizer)):
+            taken = True
             with torch.no_grad():
                 local.algorithm.correct_gradients(local)
         scaler.step(optimizer)  # not if they overflowed

@@ -188,16 +188,28 @@ def check_weight(update: Update, cases: int, job: Job) -> None:
         raise Rejected(f"its weight is {update.weight}, expected {expected}")
 
 
-def check_algorithm(update: Update, moved: float, job: Job) -> None:
+def check_went_on(update: Update, last_used: int) -> None:
+    """Whether what a site kept at home can be of the round that it says; an earlier one is that of a loss.
+
+    Raises:
+        Rejected: it is of a round behind which its update has not counted.
+    """
+    if update.went_on_from > last_used:
+        raise Rejected(f"it went on from round {update.went_on_from}, where its last one that counts is {last_used}")
+
+
+def check_algorithm(update: Update, moved: float, job: Job, number: int) -> None:
     """Whether what an update has beside the model can have come from the job's algorithm.
 
     Args:
         moved: how far it moves the model, from `check_move`.
+        number: of the round.
 
     Raises:
         Rejected: it cannot.
     """
-    sent = Sent(update.cases, update.steps, update.weight, moved, update.extra)
+    rate = job.learning_rate(number)
+    sent = Sent(update.cases, update.steps, update.weight, moved, update.extra, rate)
     if problem := job.federation.algorithm.misfit(job, sent):
         raise Rejected(problem)
 

@@ -17,6 +17,7 @@ from server.baseline_files import saved
 from server.events import EventLog
 from server.judgement import FEDERATED, LOCAL, Model, collect, judged_at
 from server.participation import Site
+from shared_models import subgroups
 from shared_models.comparisons import KEPT, VARIANTS
 from shared_models.job import Job
 from shared_models.page import listed
@@ -25,8 +26,6 @@ from shared_models.tasks import Sums, task_of
 OWN = "local"
 CANDIDATES = ("fine_tuned", "personalised")
 """The variants that a hospital may keep, beside the federated model and its own."""
-PROPER_SCORE = "brier"
-"""Of a classification, what is gone by where the selection metric has no value: it has one for a single class, too."""
 
 Numbers = dict[str, Any]
 """Value, interval and n of a metric, see `server.judgement.Judged.rows`."""
@@ -37,13 +36,13 @@ class Choice(TypedDict):
 
     kept: str
     metric: str | None
-    """That it chose by; None where it had no choice, and keeps the federated model."""
+    """That it chose by, the job's; None where it had no choice, and keeps the federated model."""
     validation: dict[str, float | None]
     """Candidate -> its value on the hospital's validation patients; None where it has none."""
     intervals: dict[str, Numbers]
     """Candidate -> the 95 % interval of that value (`low`, `high`) and its `n`, or `why` there is none."""
     why: str | None
-    """Why it had no choice, or chose by another metric than the job's; None otherwise."""
+    """Why it had no choice; None where it had one."""
 
 
 def choose_models(
@@ -71,7 +70,8 @@ def _validated(
     grid: Grid, sites: Mapping[str, Site], job: Job, model: Model, events: EventLog
 ) -> dict[str, dict[str, Numbers]]:
     """Hospital -> metric -> numbers of a model on the hospital's validation patients."""
-    sums = collect(grid, sites, job, model, "validation", job.evaluation.bootstrap, events)
+    replicates = min(job.evaluation.bootstrap, subgroups.MOST_REPLICATES)  # for an interval that is shown, no more
+    sums = collect(grid, sites, job, model, "validation", replicates, events)
     return {site: judged.rows for site, judged in judged_at(task_of(job), sums).items()}
 
 
@@ -89,34 +89,27 @@ def _own_validated(
 def _choice(job: Job, cases: int, judged: Mapping[str, Mapping[str, Numbers]]) -> Choice:
     """The first of the candidates with the best value, the federated model standing first; that one without a choice.
 
-    All are compared by the same metric: the job's, or `PROPER_SCORE` where no candidate has a value of it.
+    Where the metric has no value, as AUROC for patients of one class, no other is gone by instead: by any, a model that
+    always says that class would be the best.
 
     Args:
         cases: that the hospital has for validation.
         judged: candidate -> metric -> numbers; no metric for one that gave no result.
     """
-    info, main = task_of(job).metric_info(), job.selection_metric()
-    have = {name for rows in judged.values() for name, numbers in rows.items() if numbers["value"] is not None}
-    metric = main if main in have or PROPER_SCORE not in have else PROPER_SCORE
+    metric = job.selection_metric()
     numbers = {name: rows[metric] for name, rows in judged.items() if metric in rows}
     values = {name: row["value"] for name, row in numbers.items() if row["value"] is not None}
-    lacks = f"its validation patients have no {info.get(main, {'label': main})['label']}"
     if not cases:
         why: str | None = "it has no validation patients"
     elif not any(judged.values()):
         why = "it gave no result on its validation patients"
     elif not values:
-        why = lacks
+        why = f"its validation patients have no {task_of(job).metric_info().get(metric, {'label': metric})['label']}"
     else:
         why = _unseen_organs(job, judged[FEDERATED])
-    kept, chose_by = FEDERATED, None
-    if why is None:
-        sign, chose_by = (1 if info[metric]["larger_is_better"] else -1), metric
-        kept = max(values, key=lambda name: sign * values[name])
-        why = None if metric == main else f"by the {info[metric]['label']}, the smaller the better: {lacks}"
     return {
-        "kept": kept,
-        "metric": chose_by,
+        "kept": FEDERATED if why else max(values, key=lambda name: values[name]),
+        "metric": None if why else metric,
         "validation": {name: values.get(name) for name in judged},
         "intervals": {name: {key: row[key] for key in ("low", "high", "n", "why")} for name, row in numbers.items()},
         "why": why,

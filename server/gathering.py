@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from server.admission import Rejected, SiteFault, Update, admit, check_algorithm, check_move, check_weight
+from server.admission import (
+    Rejected,
+    SiteFault,
+    Update,
+    admit,
+    check_algorithm,
+    check_move,
+    check_weight,
+    check_went_on,
+)
 from server.aggregation import Aggregator, RunningSum
 from server.checkpoint import RunState
 from server.events import EventLog
@@ -140,8 +149,9 @@ class Gatherer:
                 raise TimeoutError(reply.why)
             update = admit(reply.message, self._shapes, self._extra)
             check_weight(update, cases, self._job)
+            check_went_on(update, self._state.last_used.get(reply.site, 0))
             moved = check_move(update.tensors, start, self._trainable)
-            check_algorithm(update, moved, self._job)
+            check_algorithm(update, moved, self._job, place[0])
             norm = self._lineup.add(reply.site, update.tensors, start)
         except TimeoutError as error:
             status, reason = "late", str(error)

@@ -271,7 +271,8 @@ def _curves(task: Task, by_site: Mapping[str, Sums], overall: Judged) -> dict[st
     curves = task.curves(with_all(first)["all"])
     if overall.means and "roc" in curves:
         at_home = {site: task.curves(sums).get("roc", {}) for site, sums in first.items()}
-        there = {name: [at_home[site][name] for site in overall.means[f"auroc/{name}"]] for name in curves["roc"]}
+        over = {name: overall.means.get(f"auroc/{name}", overall.means["auroc"]) for name in curves["roc"]}
+        there = {name: [at_home[site][name] for site in over[name] if name in at_home[site]] for name in over}
         curves["roc"] = {name: _mean_curve(found) for name, found in there.items() if found}
     return curves
 
@@ -356,6 +357,8 @@ def undefined(evaluations: Mapping[str, Any]) -> str | None:
         end = "so there is none over all"
     elif overall["n"] > sum(row["n"] for row in rows.values()):
         end = f"these hospitals count in the {label} over all"
+    elif "hospitals" not in overall:
+        end = f"the {label} over all is of the cases of the others"
     else:
         defined = len(rows) - len(without)
         over = "the others" if overall["hospitals"] == defined else f"{overall['hospitals']} of the others"

@@ -150,6 +150,8 @@ def _begins_anew(job: Job, state: RunState, attempt: Attempt, events: EventLog) 
         if went_on_from == last_used:
             continue
         counted = algorithm.mean_of_kept and max(went_on_from, since) != max(last_used, since)
+        if algorithm.mean_of_kept and not counted:
+            continue  # what it had was to begin anew in any case
         anew = anew or counted
         began = f"went on from round {went_on_from}" if went_on_from else "began anew"
         follows = (

@@ -188,6 +188,13 @@ class Job(Section):
         """SHA-256 of the canonical form, as hexadecimal digits."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
+    def learning_rate(self, round_number: int) -> float:
+        """Of the local optimiser in a round, counted from 1."""
+        spec = self.training.optimizer
+        if spec.schedule == "constant":
+            return spec.learning_rate
+        return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / self.federation.rounds))
+
     @property
     def mask_column(self) -> str | None:
         """The manifest column with masks of a task that only judges with them."""

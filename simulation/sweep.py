@@ -28,7 +28,7 @@ from shared_models import yaml_file
 from shared_models.comparisons import read_comparisons
 from shared_models.errors import BadInput, SitesLeftOut
 from shared_models.job_file import load_job
-from shared_models.page import duration, fixed
+from shared_models.page import duration, fixed, plural
 from shared_models.supervision import end_with, only_one
 from simulation.sweep_grid import cells, job_of, parse_grid, varied
 
@@ -354,7 +354,8 @@ def _reason(sweep: Sweep, row: Row, said: str) -> str:
         if retried:
             lost = [event for event in events[begun:] if event["event"] == "site_replied" and event["reason"]]
             found = dict.fromkeys(event["reason"] for event in reversed(lost))
-            reasons = [*found][:REASONS] + ([f"{len(found) - REASONS} more reasons"] if len(found) > REASONS else [])
+            more = [plural(len(found) - REASONS, "more reason")] if len(found) > REASONS else []
+            reasons = [*found][:REASONS] + more
             said = "; ".join([f"round {retried['round']} stayed below its quorum: {retried['reason']}", *reasons])
     return said.replace(f"consilium simulate --resume {run}", f"consilium sweep --resume {sweep.folder}")
 

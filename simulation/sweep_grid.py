@@ -169,6 +169,8 @@ def _start_anew(section: dict[str, Any], path: Sequence[str]) -> None:
             del section[key]
     elif list(path) == ["model"]:
         section.pop("arguments", None)
+    elif path[-1] == "server_optimizer":
+        section.pop("learning_rate", None)  # its default goes with the name
 
 
 def _kinds(path: Sequence[str]) -> list[type[BaseModel]]:

@@ -61,6 +61,11 @@ def so_many(row: Row) -> str:
     return f"{row['hospitals']} of {plural(row['of'], 'hospital')}"
 
 
+def _having(row: Row) -> str:
+    """What the hospitals have that `server.judgement.counted` counts."""
+    return "a value" if row.get("low") is None else "an interval"
+
+
 def comparisons(report: Row) -> list[str]:
     """Whether federation helps, against each hospital alone and all data in one place; and what the hospitals keep."""
     metric = report["headline_metric"]
@@ -88,7 +93,7 @@ def levels(report: Row) -> list[str]:
         )
     worst = report["worst_hospital"].get("federated")
     if worst:
-        among = "It does worst" if _over_all(worst) else f"Of the {so_many(worst)} with an interval, it does worst"
+        among = "It does worst" if _over_all(worst) else f"Of the {so_many(worst)} with {_having(worst)}, it does worst"
         sentences.append(
             f"{among} at {worst['hospital']}: {label} {fixed(worst['value'], digits)} "
             f"({interval_text(worst, digits)}, {_cases(worst)})."
@@ -148,8 +153,10 @@ def _kept(report: Row) -> list[str]:
 
 
 def could_choose(choice: Row) -> bool:
-    """Whether a hospital had a choice; a run older than the field `metric` gave a reason only where it had none."""
-    return choice["metric"] is not None if "metric" in choice else not choice.get("why")
+    """Whether a hospital had a choice; an older run has no field `metric`."""
+    if "metric" in choice:
+        return choice["metric"] is not None
+    return not choice.get("why") and any(value is not None for value in choice["validation"].values())
 
 
 def _noun(model: str, hospitals: list[str]) -> str:
@@ -179,11 +186,16 @@ def _against_local(report: Row, metric: str) -> str | None:
     if found[UNCLEAR] and (found[HELPED] or found[HARMED]):
         rest.append(f"no clear difference at {listed(found[UNCLEAR])}")
     if found[UNDEFINED]:
-        why = {site: shortage(report, site) for site in found[UNDEFINED]}
-        rest.append(
-            f"it cannot be told at {listed([f'{site} ({lack})' if lack else site for site, lack in why.items()])}"
-        )
+        lacks = {site: _lack(report, site, metric) for site in found[UNDEFINED]}
+        named = [f"{site} ({lack})" if lack else site for site, lack in lacks.items()]
+        rest.append(f"it cannot be told at {listed(named)}")
     return f"{text}; {', '.join(rest)}." if rest else f"{text}."
+
+
+def _lack(report: Row, site: str, metric: str) -> str | None:
+    """What classes a hospital lacks to be told; None where it is patients that it lacks."""
+    why = report["differences"]["federated-local"][site][metric].get("why") or ""
+    return None if "patient" in why else shortage(report, site)
 
 
 def _over_all(row: Row) -> bool:

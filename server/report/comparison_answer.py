@@ -37,7 +37,9 @@ def answer(comparison: Row) -> list[str]:
         alone = f"{comparison['label']} {_numbers(comparison, there[0])}; there is one method only, and nothing to test"
         return [f"{alone} it against.", *_about_means(comparison), *_missing(comparison)]
     others = [test["method"] for test in comparison["tests"] if test["patients"]["why"] in (OTHER_PATIENTS, NO_SEED)]
-    sentences = [_best(comparison, [method for method in there if method["label"] not in others], pick)]
+    seeds = set(comparison["methods"][0]["seeds"])
+    alike = [method for method in there if method["label"] not in others and set(method["seeds"]) == seeds]
+    sentences = [_best(comparison, alike, pick)]
     reference = comparison["methods"][0]["label"]
     for word, text in (
         (BETTER, "Better than {} on the same patients: {}."),
@@ -55,7 +57,7 @@ def _best(comparison: Row, methods: list[Row], pick: Callable[..., Row]) -> str:
     """Which of the methods has the best value, where there are two on the same patients and their shown values differ.
 
     Args:
-        methods: those with a value whose test patients are the reference's.
+        methods: those with a value whose seeds and test patients are the reference's.
     """
     label, digits = comparison["label"], comparison["digits"]
     if len(methods) < 2:
@@ -172,10 +174,15 @@ def _about_ranks(comparison: Row) -> list[str]:
 
 
 def _about_hospitals(comparison: Row) -> list[str]:
-    """Where the hospitals, all counted alike, or the worst of them contradict the verdict over all patients."""
+    """Where the hospitals, all counted alike, or the worst of them contradict the verdict over all patients.
+
+    Of other seeds, or of other hospitals because some cannot be told, they contradict nothing.
+    """
     reference, *others = comparison["methods"]
     sentences = []
     for method, test in zip(others, comparison["tests"], strict=True):
+        if _over(method) != _over(reference):
+            continue
         sign = {BETTER: 1, WORSE: -1}.get(test["verdict"], 0) * (1 if comparison["larger_is_better"] else -1)
         pairs: dict[str, tuple[Any, ...]] = {
             what: tuple((row[key] or {}).get("value") for row in (method, reference))
@@ -192,6 +199,11 @@ def _about_hospitals(comparison: Row) -> list[str]:
                 f"Hospital by hospital it is the other way round for {method['label']}: {listed(against)}."
             )
     return sentences
+
+
+def _over(method: Row) -> tuple[Any, ...]:
+    """What a method's mean of the hospitals is taken over."""
+    return set(method["seeds"]), *((method["mean_of_hospitals"] or {}).get(key) for key in ("hospitals", "most", "of"))
 
 
 def _about_seeds(comparison: Row) -> list[str]:

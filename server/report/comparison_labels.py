@@ -121,8 +121,8 @@ def _made(key: str, value: Any, details: bool) -> str:
     if not isinstance(value, dict):
         return "none" if value is None else shown(value)
     by_hospital = {hospital: _what(each, details) for hospital, each in value.items()}
-    if len(by_hospital) > MOST_HOSPITALS and not details:
-        alike = set(by_hospital.values())
+    alike = set(by_hospital.values())
+    if len(by_hospital) > MOST_HOSPITALS and (len(alike) == 1 or not details):
         by_hospital = {f"{len(by_hospital)} hospitals": alike.pop() if len(alike) == 1 else ""}
     return f"{{{', '.join(f'{hospital}: {what}' if what else hospital for hospital, what in by_hospital.items())}}}"
 

@@ -154,7 +154,8 @@ def not_validated(report: Row) -> Iterator[Doubt]:
         return
     text, remedy = "No round was validated", "Keep validation patients (evaluation.validation_share), and run it again."
     if any(row["validation"] for row in rounds):
-        text = f"Validation gave no value of {run['selection_metric']} in any round"
+        name = run["selection_metric"]
+        text = f"Validation gave no value of {report['metrics'].get(name, {'label': name})['label']} in any round"
         remedy = "Validate on patients of every class, or choose rounds by another metric (evaluation.select)."
     text += f": the last one, {rounds[-1]['round']}, is judged, whether or not it is the best."
     yield Doubt("not_validated", False, text, remedy)
@@ -171,7 +172,7 @@ def unequal_steps(report: Row) -> Iterator[Doubt]:
         for who, took, model, how in pairs
         if model in steps and max(took, steps[model]) > UNEQUAL_STEPS * min(took, steps[model])
     ]
-    if found:
+    if found and report["models"]:
         more = [f"{len(found) - PLACES_NAMED} more"] if len(found) > PLACES_NAMED else []
         where = listed(found[:PLACES_NAMED] + more)
         text = f"Federated and baseline models took different numbers of optimiser steps: {where}. Differences between"

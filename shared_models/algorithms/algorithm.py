@@ -79,6 +79,8 @@ class Sent:
     """How far it lies from the model that the site began with, over all that is trained and travels (L2)."""
     extra: Weights
     """Finite, and of the shapes of `Algorithm.extra`."""
+    learning_rate: float
+    """Of the local optimiser in the round."""
 
 
 class Algorithm(Section):

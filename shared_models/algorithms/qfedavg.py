@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 DAMPING = "damping"
 UNIT = 2**16  # the weight of a site with a loss of 1; weights are whole numbers below 2^29
 
-LARGEST_LOSS = 100.0
-"""A larger loss counts as this: −log of the smallest probability that float32 knows is 103, and a mean beyond it is of
-a model that has diverged. Without a bound, one site that says so would count thousands of times as much as the others.
+LEAST_LOSS, LARGEST_LOSS = 1e-6, 100.0
+"""A loss beyond these counts as the nearer one: zero is that of a site that has nothing to ask for, and without a
+largest one, a single site that says so would count thousands of times as much as the others. Of a cross entropy, −log
+of the smallest probability that float32 knows is 103, and a larger mean is of a model that has diverged.
 """
 
 
@@ -62,17 +63,24 @@ class QFedAvg(Algorithm):
         from shared_models.algorithms.local_round import Contribution
 
         square = sum(float((p.detach() - local.start[n]).double().square().sum()) for n, p in local.trained.items())
-        loss = max(local.initial_loss, 1e-6)  # a loss of zero is a site that has nothing to ask for
-        damping = np.array(self.q * square / (local.learning_rate * loss), np.float32)
+        damping = np.array(self._damping(square, local.initial_loss, local.learning_rate), np.float32)
         return Contribution(local.weights(), self.weight(local), extra={DAMPING: damping})
 
+    def _damping(self, square: float, loss: float, rate: float) -> float:
+        return self.q * square / (rate * min(max(loss, LEAST_LOSS), LARGEST_LOSS))
+
     def misfit(self, job: Job, sent: Sent) -> str | None:
-        """Below 0, damping would lengthen the server's step without end; a weight is that of a loss."""
-        least, most = self._weight_at(0), self._weight_at(LARGEST_LOSS)
-        if not least <= sent.weight <= most:
-            return f"its weight is {sent.weight}, where losses of 0 to {LARGEST_LOSS:g} make {least} to {most}"
-        damping = float(sent.extra[DAMPING])
-        return f"its {DAMPING} is {damping:g}, expected at least 0" if damping < 0 else None
+        """A weight is that of a loss, and damping that of the same loss: too little of it would lengthen the server's
+        step without end, too much would stop the model.
+        """
+        least, heaviest = self._weight_at(0), self._weight_at(LARGEST_LOSS)
+        if not least <= sent.weight <= heaviest:
+            return f"its weight is {sent.weight}, where losses of 0 to {LARGEST_LOSS:g} make {least} to {heaviest}"
+        damping, square, rate = float(sent.extra[DAMPING]), sent.moved**2, sent.learning_rate
+        # Of the smallest weight, the loss may be any that is rounded to it.
+        loss = ((sent.weight - 0.5) / UNIT) ** (1 / self.q) if self.q and sent.weight > 1 else 0.0
+        most = self._damping(square, loss, rate) * (1 + 1e-3)
+        return None if 0 <= damping <= most else f"its {DAMPING} is {damping:g}, expected 0 to {most:g}"
 
     def combine(self, current: Weights, state: Weights, gathered: Gathered) -> tuple[Weights, Weights]:
         """A damped step to the mean where it is trained; running statistics take the mean as it is."""

@@ -11,7 +11,7 @@ import torch
 from client.alone import train_alone
 from client.data.cache import CaseCache
 from client.data.dataset import SiteData
-from client.training import _batches, judge_cases, learning_rate, make_optimizers, train_round
+from client.training import _batches, judge_cases, make_optimizers, train_round
 from shared_models.algorithms.local_round import LocalRound
 from shared_models.algorithms.qfedavg import QFedAvg
 from shared_models.algorithms.scaffold import Scaffold
@@ -190,11 +190,11 @@ def test_the_initial_loss_is_that_of_the_model_as_it_is_judged(site, tmp_path):
 
 def test_the_learning_rate_falls_over_the_rounds():
     job = make_job(optimizer={"learning_rate": 0.1, "schedule": "cosine"})
-    rates = [learning_rate(job, number) for number in (1, 2, 3, 4)]
+    rates = [job.learning_rate(number) for number in (1, 2, 3, 4)]
     assert rates[0] == 0.1
     assert rates == sorted(rates, reverse=True)
     assert rates[2] == pytest.approx(0.05)
-    assert learning_rate(make_job(optimizer={"learning_rate": 0.1}), 4) == 0.1
+    assert make_job(optimizer={"learning_rate": 0.1}).learning_rate(4) == 0.1
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

@@ -59,6 +59,11 @@ def test_an_attack_is_in_the_label_whatever_else_tells_the_runs_apart():
     assert labels(differing([honest, attacked])) == ["hospitals=4", "hospitals=5, faulty={hospital-2: sign_flip}"]
     alike = [simulated(), simulated(faulty=SIGN_FLIP)]
     assert labels(differing(alike)) == ["faulty=none", "faulty={hospital-2: sign_flip}"]
+    many = [{f"hospital-{n}": {"kind": "noise", "strength": strength} for n in range(20)} for strength in (1, 2)]
+    assert labels(differing([simulated(faulty=faulty) for faulty in many])) == [
+        "faulty={20 hospitals: noise (strength=1.0)}",
+        "faulty={20 hospitals: noise (strength=2.0)}",
+    ]
     stronger = {"hospital-2": {"kind": "sign_flip", "strength": 9}}
     assert labels(differing([alike[1], simulated(faulty=stronger)])) == [
         "faulty={hospital-2: sign_flip (strength=5.0)}",
@@ -450,6 +455,14 @@ def test_a_patient_at_another_hospital_is_the_same_patient():
 def test_runs_without_a_seed_in_common_are_not_tested(run):
     (test,) = compare_runs([run("a", dice_of(0.8), 1), run("b", dice_of(0.9), 2, **FEDPROX)])["tests"]
     assert test["patients"]["why"] == test["seeds"]["why"] == "no seed in common"
+
+
+def test_no_best_is_named_and_nothing_contradicted_over_other_seeds(run):
+    runs = [run("a", dice_of(0.8), 1), run("b1", dice_of(0.9), 1, **FEDPROX), run("b2", dice_of(0.5), 2, **FEDPROX)]
+    comparison = compare_runs(runs)
+    assert comparison["tests"][0]["verdict"] == "better"
+    assert "No best Dice is named" in comparison["answer"][0]
+    assert not any("other way round" in sentence for sentence in comparison["answer"])
 
 
 def test_without_values_of_patients_there_is_no_test_over_them(run):

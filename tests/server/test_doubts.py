@@ -331,7 +331,7 @@ def test_a_best_round_that_no_later_one_is_worse_than_is_not_called_harm(sound: 
 def test_a_run_without_validation_says_that_nothing_chose_its_round(sound: Path) -> None:
     change(sound, "validated", to={"best": False, "metrics": {"dice": None}})
     doubt = doubts_of(sound)["not_validated"]
-    assert doubt["text"].startswith("Validation gave no value of dice in any round: the last one, 8, is judged")
+    assert doubt["text"].startswith("Validation gave no value of Dice in any round: the last one, 8, is judged")
     write_events(sound, [event for event in read_events(sound) if event["event"] != "validated"])
     doubt = doubts_of(sound)["not_validated"]
     assert not doubt["grave"] and "evaluation.validation_share" in doubt["remedy"]

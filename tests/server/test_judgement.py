@@ -177,6 +177,34 @@ ONE_CASE = {"d": [1, *[0] * 29]}
 """A hospital with a single ill patient: whatever its AUROC is, redrawing often loses the patient."""
 
 
+def test_anomalies_are_ranked_at_home_where_hospitals_keep_models_of_their_own():
+    changes = {"task": {"kind": "anomaly", "classes": ["healthy", "ill"]}, "model": {"name": "vae"}}
+    asked = Job.model_validate(JOB.model_dump(mode="json", exclude={"task", "model"}) | changes)
+
+    def sums(site, scores):
+        records = [
+            CaseRecord(f"c{i}", f"p{i}", {"error": [score], "label": [float(label)]})
+            for i, (score, label) in enumerate(zip(scores, LABELS[site], strict=True))
+        ]
+        return task_of(asked).sums(records, replicate_weights([r.patient for r in records], 50, seed=1))
+
+    both = {site: sums(site, ill) for site, ill in FEDERATED.items()}
+    evaluations = judge(asked, {"federated": both, "kept": both})
+    kept = evaluations["models"]["kept"]
+    mean = np.mean([kept[site]["auroc"]["value"] for site in LABELS])
+    assert kept["all"]["auroc"]["value"] == pytest.approx(mean)
+    assert evaluations["curves"]["kept"]["all"]["roc"]["all but healthy"]["tpr"][-1] == 1
+
+
+def test_over_all_may_be_of_the_cases_of_other_hospitals_and_no_mean():
+    """As of a translation, where a hospital has images of one domain only."""
+    metrics = {"psnr": {"label": "PSNR", "headline": True}}
+    rows = {"north": {"psnr": {"value": 20.0, "n": 8}}, "south": {"psnr": {"value": None, "n": 0, "why": "undefined"}}}
+    found = {"metrics": metrics, "models": {"federated": rows | {"all": {"psnr": {"value": 20.0, "n": 8}}}}}
+    said = "PSNR has no value at south (undefined); the PSNR over all is of the cases of the others"
+    assert undefined(found) == said
+
+
 def test_a_hospital_whose_value_has_no_interval_is_in_no_mean():
     federated = noise() | {"d": sums_of("d", [0.1, *[0.5] * 29], ONE_CASE["d"])}
     own = noise() | {"d": sums_of("d", [0.9, *[0.5] * 29], ONE_CASE["d"])}

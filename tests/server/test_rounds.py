@@ -142,7 +142,8 @@ def test_the_loss_of_a_round_is_the_mean_over_cases_whatever_an_update_counts(tm
         ({"name": "fednova"}, -1.0, {}, "its path_length is -1, where 1 local steps make 1"),
         ({"name": "fednova"}, 99.0, {"steps": 99}, "it took 99 local steps, where the job and its 10 cases make 1"),
         ({"name": "fednova"}, 0.0, {"steps": 0}, "it took 0 local steps, where the job and its 10 cases make 1"),
-        ({"name": "qfedavg"}, -5.0, {}, "its damping is -5, expected at least 0"),
+        ({"name": "qfedavg"}, -5.0, {}, "its damping is -5, expected 0 to 750.756"),
+        ({"name": "qfedavg"}, 1e12, {}, "its damping is 1e+12, expected 0 to 750.756"),
         (
             {"name": "qfedavg"},
             0.0,
@@ -402,6 +403,17 @@ def test_a_site_that_lost_what_it_keeps_at_home_is_named(tmp_path):
         "site-2 went on from round 1 in round 3",
     ]
     assert "what it kept at home behind round 2 is lost" in said[0] and "begin anew" not in said[0]
+
+
+def test_a_site_cannot_have_gone_on_from_a_round_that_did_not_count(tmp_path):
+    grid = ScriptedGrid([lambda weights, call: update(weights, went_on_from=call - 1)] * 2)
+    grid.sites[1] = lambda weights, call: update(weights, went_on_from=500)
+    roster = {f"site-{i}": Site(f"site-{i}", i, {"train": 10}) for i in range(2)}
+    events, store = EventLog(tmp_path / "events.jsonl"), CheckpointStore(tmp_path / "checkpoints", "job")
+    asked = job(rounds=1, quorum=1)
+    run_rounds(grid, roster, asked, TENSORS, RunState(START), store, events, lambda needed: None)
+    reason = "it went on from round 500, where its last one that counts is 0"
+    assert replies(read_events(tmp_path / "events.jsonl"))["site-1"] == ("rejected", reason)
 
 
 def test_a_metric_that_has_no_value_is_no_reason_to_stop_early(tmp_path):

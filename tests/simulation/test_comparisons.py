@@ -131,7 +131,7 @@ def test_a_hospital_without_test_patients_has_the_model_that_it_chose(write_job,
     assert load_weights(out / "sites" / "untested" / "own" / "kept.safetensors")
 
 
-def test_who_cannot_choose_by_auroc_goes_by_the_brier_score_or_says_that_there_was_no_choice(squares, tmp_path):
+def test_who_cannot_choose_says_why_and_keeps_the_federated_model(squares, tmp_path):
     table = dict(np.load(squares / "squares.npz"))
     table["hospital"] = np.array(["mixed", "one-class", "unvalidated"])[np.arange(90) // 2 % 3]
     table["split"] = np.array(["train", "validation", "test"])[np.arange(90) // 6 % 3]
@@ -148,49 +148,44 @@ def test_who_cannot_choose_by_auroc_goes_by_the_brier_score_or_says_that_there_w
     assert run_of(tmp_path / "job.yaml", tmp_path, out, ("local", "fine_tuned")) == 0
     choices = evaluations_of(out)["choices"]
     assert {site: choice["metric"] for site, choice in choices.items()} == {
-        "mixed": "auroc", "one-class": "brier", "unvalidated": None,
+        "mixed": "auroc", "one-class": None, "unvalidated": None,
     }  # fmt: skip
-    by_brier = choices["one-class"]
-    assert by_brier["validation"][by_brier["kept"]] == min(by_brier["validation"].values())
-    assert by_brier["why"] == "by the Brier score, the smaller the better: its validation patients have no AUROC"
-    for name, value in by_brier["validation"].items():
-        bounds = by_brier["intervals"][name]
-        assert bounds["low"] <= value <= bounds["high"] and bounds["low"] < bounds["high"] and bounds["n"] == 5
-    assert choices["unvalidated"]["kept"] == "federated"
+    for name, value in choices["mixed"]["validation"].items():
+        bounds = choices["mixed"]["intervals"][name]
+        assert bounds["low"] <= value <= bounds["high"] and bounds["n"] == 10
+    # By any score, the best model for patients of one class is one that always says that class.
+    assert choices["one-class"]["why"] == "its validation patients have no AUROC"
     assert choices["unvalidated"]["why"] == "it has no validation patients"
+    assert choices["one-class"]["kept"] == choices["unvalidated"]["kept"] == "federated"
     report = json.loads((out / "report.json").read_text())
     assert report["choices"] == choices
     [sentence] = [text for text in report["answer"] if text.startswith("By their own validation patients")]
-    assert "of 2 hospitals" in sentence
-    said = "1 of 3 hospitals had no choice but the federated model (unvalidated): see what each hospital keeps."
-    assert said in report["answer"]
+    assert "of 1 hospital" in sentence
+    said = "2 of 3 hospitals had no choice but the federated model (one-class and unvalidated)"
+    assert f"{said}: see what each hospital keeps." in report["answer"]
 
 
 def choice_of(write_job, values, cases=9):
-    """The choice by AUROC (or, where there is none, the Brier score) as (AUROC, Brier) of every candidate."""
-    job = read_job(write_job())
-
-    def numbers(value):
-        return {"value": value, "low": None, "high": None, "n": cases, "why": "too few"}
-
-    rows = {name: {"auroc": numbers(auroc), "brier": numbers(brier)} for name, (auroc, brier) in values.items()}
-    return gate._choice(job, cases, rows)
+    """The choice by the AUROC of every candidate."""
+    rows = {
+        name: {"auroc": {"value": value, "low": None, "high": None, "n": cases, "why": "too few"}}
+        for name, value in values.items()
+    }
+    return gate._choice(read_job(write_job()), cases, rows)
 
 
 def test_a_hospital_keeps_the_federated_model_unless_another_is_better(write_job):
     def kept(**values):
-        return choice_of(write_job, {name.replace("_", "-"): pair for name, pair in values.items()})["kept"]
+        return choice_of(write_job, {name.replace("_", "-"): value for name, value in values.items()})["kept"]
 
-    assert kept(federated=(0.8, 0.3), local=(0.8, 0.1)) == "federated"
-    assert kept(federated=(0.8, 0.1), local=(0.9, 0.3), fine_tuned=(0.9, 0.1)) == "local"
-    assert kept(federated=(None, 0.3), local=(None, 0.2)) == "local"
-    assert kept(federated=(None, 0.2), local=(None, 0.3)) == "federated"
-    # One metric for all: a Brier score is not held against an AUROC.
-    assert kept(federated=(0.8, 0.3), local=(None, 0.1)) == "federated"
+    assert kept(federated=0.8, local=0.8) == "federated"
+    assert kept(federated=0.8, local=0.9, fine_tuned=0.9) == "local"
+    assert kept(federated=None, local=0.9) == "local"
+    assert kept(federated=0.8, local=None) == "federated"
 
 
 def test_without_any_value_no_choice_is_claimed(write_job):
-    choice = choice_of(write_job, {"federated": (None, None), "local": (None, None)})
+    choice = choice_of(write_job, {"federated": None, "local": None})
     assert (choice["kept"], choice["metric"]) == ("federated", None)
     assert choice["why"] == "its validation patients have no AUROC"
     lost = gate._choice(read_job(write_job()), 9, {"federated": {}, "local": {}})

@@ -111,6 +111,15 @@ def test_a_new_algorithm_keeps_the_server_optimizer_and_nothing_of_the_old_one()
     assert made(algorithm__name="fedprox")["federation"]["algorithm"]["mu"] == 0.5
 
 
+def test_a_new_server_optimizer_has_the_rate_that_goes_with_it():
+    """A run directory's job.yaml has 1.0 written out, the rate of plain averaging, with which adam would diverge."""
+    plain = {"name": "fedavg", "server_optimizer": {"name": "none", "learning_rate": 1.0}}
+    job = {**BASE, "federation": {"rounds": 2, "algorithm": plain}}
+    cell = Cell("c", {"algorithm.server_optimizer.name": "adam"}, 9)
+    made = job_of(job, Path("jobs"), cell)
+    assert made["federation"]["algorithm"]["server_optimizer"] == {"name": "adam"}
+
+
 def test_the_parameter_of_a_new_algorithm_is_set_whichever_comes_first():
     for settings in (
         {"algorithm__mu": 2.0, "algorithm__name": "moon"},

@@ -209,8 +209,12 @@ def test_qfedavg_weighs_a_site_by_a_whole_number_that_admission_takes_whatever_i
     local.network.w.data += 1
     sent = algorithm.contribution(local)
     assert sent.weight == weight
-    assert sent.extra["damping"] == pytest.approx(2 * 3 / (RATE * max(loss, 1e-6)))
-    assert algorithm.misfit(rules, Sent(10, STEPS, sent.weight, 3**0.5, sent.extra)) is None
+    damping = 2 * 3 / (RATE * np.clip(loss, 1e-6, 100))
+    assert sent.extra["damping"] == pytest.approx(damping)
+    assert algorithm.misfit(rules, Sent(10, STEPS, sent.weight, 3**0.5, sent.extra, RATE)) is None
+    if loss:
+        more = {"damping": np.array(2 * damping, np.float32)}
+        assert "its damping is" in str(algorithm.misfit(rules, Sent(10, STEPS, sent.weight, 3**0.5, more, RATE)))
 
 
 @pytest.mark.parametrize("training", [{"local_steps": 7}, {"local_epochs": 3, "batch_size": 3}])
@@ -223,11 +227,11 @@ def test_what_fednova_sends_from_the_real_local_loop_is_what_the_server_expects(
     local = LocalRound(network, rules, algorithm)
     done = train_round(network, make_optimizers(network, rules, task), Blank(10), rules, task, "a", 1, local=local)
     sent = algorithm.contribution(local)
-    assert algorithm.misfit(rules, Sent(done.cases, done.steps, sent.weight, 1.0, sent.extra)) is None
+    assert algorithm.misfit(rules, Sent(done.cases, done.steps, sent.weight, 1.0, sent.extra, RATE)) is None
     # In float16 a step may be left out.
     less = {"path_length": np.array(path_length(done.steps - 1, momentum), np.float32)}
-    assert algorithm.misfit(rules, Sent(done.cases, done.steps - 1, sent.weight, 1.0, less)) is None
-    assert algorithm.misfit(rules, Sent(done.cases, done.steps, sent.weight, 1.0, less))
+    assert algorithm.misfit(rules, Sent(done.cases, done.steps - 1, sent.weight, 1.0, less, RATE)) is None
+    assert algorithm.misfit(rules, Sent(done.cases, done.steps, sent.weight, 1.0, less, RATE))
 
 
 def test_qfedavg_makes_losses_more_alike():
