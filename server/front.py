@@ -252,8 +252,8 @@ class Front:
     async def _refuse(self, exchange: Exchange, refused: Refused) -> None:
         exchange.site = refused.site or exchange.site
         self._traffic[exchange.site].refused += 1
+        self._tell(exchange, refused)  # before the answer: whoever has it finds it on record
         await exchange.refuse(refused)
-        self._tell(exchange, refused)
 
     def _tell(self, exchange: Exchange, refused: Refused) -> None:
         told = self._told[exchange.site]
