@@ -35,14 +35,12 @@ class Choice(TypedDict):
     """What one hospital keeps."""
 
     kept: str
-    metric: str | None
-    """That it chose by, the job's; None where it had no choice, and keeps the federated model."""
     validation: dict[str, float | None]
-    """Candidate -> its value on the hospital's validation patients; None where it has none."""
+    """Candidate -> the selection metric on the hospital's validation patients; None where it has no value."""
     intervals: dict[str, Numbers]
     """Candidate -> the 95 % interval of that value (`low`, `high`) and its `n`, or `why` there is none."""
     why: str | None
-    """Why it had no choice; None where it had one."""
+    """Why it had no choice, and keeps the federated model; None where it had one."""
 
 
 def choose_models(
@@ -109,7 +107,6 @@ def _choice(job: Job, cases: int, judged: Mapping[str, Mapping[str, Numbers]]) -
         why = _unseen_organs(job, judged[FEDERATED])
     return {
         "kept": FEDERATED if why else max(values, key=lambda name: values[name]),
-        "metric": None if why else metric,
         "validation": {name: values.get(name) for name in judged},
         "intervals": {name: {key: row[key] for key in ("low", "high", "n", "why")} for name, row in numbers.items()},
         "why": why,

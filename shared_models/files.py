@@ -43,5 +43,5 @@ def _is_being_written(temporary: Path) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, ValueError, OverflowError):
-        pass
+        return True  # of somebody else, or no name of ours
     return True

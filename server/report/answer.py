@@ -153,9 +153,7 @@ def _kept(report: Row) -> list[str]:
 
 
 def could_choose(choice: Row) -> bool:
-    """Whether a hospital had a choice; an older run has no field `metric`."""
-    if "metric" in choice:
-        return choice["metric"] is not None
+    """Whether a hospital had a choice; an older run does not say why one without any value had none."""
     return not choice.get("why") and any(value is not None for value in choice["validation"].values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.report.answer import HARMED, HELPED, UNDEFINED, calls, could_choose, so_many, told
+from server.report.answer import HARMED, HELPED, UNDEFINED, calls, so_many, told
 from server.report.kinds import ONE_CLASS, only_class
 from server.report.models import LOCAL, by_hospital, compared_models, in_order, is_single_local, name_of
 from server.report.participation import steps_by_site
@@ -130,9 +130,10 @@ def choices(report: Row) -> Row | None:
     if not found:
         return None
     candidates = in_order(dict.fromkeys(model for choice in found.values() for model in choice["validation"]))
-    headline = report["metrics"][report["headline_metric"]]
+    metrics, headline = report["metrics"], report["headline_metric"]
     return {
         "candidates": [name_of(model) for model in candidates],
+        "digits": metrics.get(report["run"]["selection_metric"], metrics[headline])["digits"],
         "rows": [
             {
                 "hospital": hospital,
@@ -144,8 +145,6 @@ def choices(report: Row) -> Row | None:
                     for model in candidates
                 ],
                 "chosen": [model == choice["kept"] for model in candidates],
-                "digits": report["metrics"].get(choice.get("metric"), headline)["digits"],
-                "could_choose": could_choose(choice),
                 "why": choice.get("why"),
             }
             for hospital, choice in found.items()
